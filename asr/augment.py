@@ -1,0 +1,109 @@
+"""Augmentation: speed perturbation and noise on waveforms (numpy), SpecAugment on features (torch). All of it from an explicit seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SPEED_STEP = 100  # speed factors are whole hundredths: soxr wants a ratio of integers
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What training does to an utterance.
+
+    speeds: factors drawn from uniformly (Ko et al. 2015). noise_probability: share of utterances that get noise, at a signal-to-noise
+    ratio drawn from noise_snr_db. SpecAugment (Park et al. 2019): freq_masks masks of up to freq_width mel bins; time masks of up to
+    time_width frames, time_masks_per_s of them a second (at least one), never more than time_share of the utterance in all.
+    """
+
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+    noise_probability: float = 0.0
+    noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    freq_masks: int = 2
+    freq_width: int = 27
+    time_masks_per_s: float = 0.4
+    time_width: int = 40
+    time_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
+            raise ValueError(f"speeds: expected factors between 0.5 and 2, found {self.speeds!r}")
+        if not 0 <= self.noise_probability <= 1:
+            raise ValueError(f"noise_probability: expected 0 to 1, found {self.noise_probability!r}")
+
+
+def change_speed(waveform: np.ndarray, factor: float) -> np.ndarray:
+    """Return the waveform (N,) played `factor` times as fast, pitch included: (N / factor,)."""
+    if factor == 1.0:
+        return waveform
+    import soxr
+
+    faster: np.ndarray = soxr.resample(waveform, round(factor * _SPEED_STEP), _SPEED_STEP, quality="MQ")
+    return faster
+
+
+def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float, *, rng: np.random.Generator) -> np.ndarray:
+    """Return the waveform (N,) with a random stretch of `noise`, repeated if short, at a signal-to-noise ratio of `snr_db`."""
+    start = int(rng.integers(len(noise)))
+    stretch = np.take(noise, np.arange(start, start + len(waveform)), mode="wrap")
+    signal_power, noise_power = float(np.mean(waveform**2)), float(np.mean(stretch**2))
+    if signal_power == 0 or noise_power == 0:
+        return waveform
+    gain = np.sqrt(signal_power / noise_power / 10 ** (snr_db / 10))
+    return (waveform + np.float32(gain) * stretch).astype(np.float32)
+
+
+def coloured_noise(num_samples: int, exponent: float, *, rng: np.random.Generator) -> np.ndarray:
+    """Return noise (N,) whose power falls as 1 / f^exponent: 0 white, 1 pink, 2 brown."""
+    spectrum = rng.standard_normal(num_samples // 2 + 1) + 1j * rng.standard_normal(num_samples // 2 + 1)
+    spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** (exponent / 2)
+    spectrum[0] = 0
+    return np.fft.irfft(spectrum, num_samples).astype(np.float32)
+
+
+def augment_waveform(
+    waveform: np.ndarray,
+    config: AugmentConfig,
+    *,
+    noises: list[np.ndarray],
+    rng: np.random.Generator,
+    fastest_speed: float = np.inf,
+) -> np.ndarray:
+    """Return the waveform (N,) at a drawn speed and, now and then, in noise: one of `noises`, or coloured noise made on the spot.
+
+    A drawn speed above fastest_speed (and above 1) becomes 1.
+    """
+    speed = config.speeds[int(rng.integers(len(config.speeds)))]
+    waveform = change_speed(waveform, speed if speed <= max(fastest_speed, 1.0) else 1.0)
+    if rng.random() >= config.noise_probability:
+        return waveform
+    kind = int(rng.integers(len(noises) + 1))
+    noise = noises[kind] if kind < len(noises) else coloured_noise(max(len(waveform), 2), rng.uniform(0, 2), rng=rng)
+    return add_noise(waveform, noise, rng.uniform(*config.noise_snr_db), rng=rng)
+
+
+def spec_augment(
+    features: Tensor, lengths: Tensor, config: AugmentConfig, *, rng: np.random.Generator, frames_per_s: float = 100.0, scale: float = 1.0
+) -> Tensor:
+    """Return features (B, T, M) with bands of mel bins and stretches of time set to 0, the mean after normalisation.
+
+    lengths: (B,) in frames. scale: multiplies the number of time masks and their share (CR-CTC wants 2.5, Yao et al. 2024).
+    """
+    batch, num_frames, num_mels = features.shape
+    keep = np.ones((batch, num_frames, num_mels), bool)
+    for b, length in enumerate(lengths.tolist()):
+        for _ in range(config.freq_masks):
+            width = int(rng.integers(min(config.freq_width, num_mels) + 1))
+            first = int(rng.integers(num_mels - width + 1))
+            keep[b, :, first : first + width] = False
+        left = int(min(config.time_share * scale, 0.7) * length)
+        for _ in range(max(1, round(config.time_masks_per_s * scale * length / frames_per_s)) if config.time_masks_per_s else 0):
+            width = int(rng.integers(min(config.time_width, left) + 1))
+            first = int(rng.integers(length - width + 1))
+            keep[b, first : first + width] = False
+            left -= width
+    return features * torch.from_numpy(keep).to(features.device)

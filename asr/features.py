@@ -1,0 +1,54 @@
+"""The log-mel spectrogram in torch: batched, on any device, for training. Settings and numpy form are in asr.logmel."""
+
+from __future__ import annotations
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from asr.logmel import FeatureConfig, num_frames
+
+
+class LogMel(nn.Module):
+    """Log-mel features of a padded batch, normalised per utterance and mel bin over the valid frames only.
+
+    The result of an utterance does not depend on its neighbours: samples beyond its length count as zeros, as they do when it is alone.
+    """
+
+    def __init__(self, config: FeatureConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            sample_rate=config.sample_rate,
+            n_fft=config.fft_length,
+            win_length=config.window_length,
+            hop_length=config.hop_length,
+            f_min=config.min_frequency,
+            f_max=config.max_frequency,
+            n_mels=config.num_mels,
+            center=True,
+            pad_mode="constant",
+            power=2.0,
+            norm=None,
+            mel_scale="htk",
+        )
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (features (B, T, M), lengths (B,) in frames) of waveforms (B, N) with lengths (B,) in samples.
+
+        Frames beyond an utterance's length are zero.
+        """
+        waveforms = waveforms * _mask(lengths, waveforms.shape[1])
+        mel = self.mel(waveforms).transpose(1, 2)  # (B, M, T) -> (B, T, M)
+        logs = torch.log(torch.clamp(mel, min=self.config.log_floor))
+        frame_lengths = num_frames(lengths, self.config)  # type: ignore[arg-type]
+        mask = _mask(frame_lengths, logs.shape[1])[..., None]  # (B, T, 1)
+        count = frame_lengths[:, None, None]
+        mean = (logs * mask).sum(dim=1, keepdim=True) / count
+        centred = (logs - mean) * mask
+        std = torch.sqrt((centred**2).sum(dim=1, keepdim=True) / count)
+        return centred / torch.clamp(std, min=self.config.min_std), frame_lengths
+
+
+def _mask(lengths: Tensor, size: int) -> Tensor:
+    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]

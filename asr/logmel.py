@@ -1,0 +1,82 @@
+"""The log-mel spectrogram in numpy, and its settings: what recognition needs when torch is not there.
+
+`asr.features.LogMel` is the same thing for training, batched and on any device; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+BLOCK_FRAMES = 4096  # frames transformed at once: bounds the memory of long audio
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Settings of the log-mel front-end. Times in samples, frequencies in Hz.
+
+    Frame t is centred on sample t * hop_length; the waveform is taken to be zero outside itself (librosa's default padding).
+    log_floor: smallest mel power, before the logarithm. min_std: smallest standard deviation divided by in the normalisation.
+    """
+
+    sample_rate: int = 16_000
+    num_mels: int = 80
+    window_length: int = 400
+    hop_length: int = 160
+    fft_length: int = 512
+    min_frequency: float = 20.0
+    max_frequency: float = 8_000.0
+    log_floor: float = 1e-5
+    min_std: float = 1e-2
+
+
+def num_frames(num_samples: int, config: FeatureConfig) -> int:
+    """Return the number of feature frames of `num_samples` samples: one a hop, the first centred on sample 0; also on tensors."""
+    return num_samples // config.hop_length + 1
+
+
+def mel_filters(config: FeatureConfig) -> np.ndarray:
+    """Return triangular filters (F, M), F = fft_length / 2 + 1, equally spaced on the HTK mel scale, peaks of height 1."""
+    frequencies = np.linspace(0, config.sample_rate / 2, config.fft_length // 2 + 1)
+    mel_low, mel_high = (2595 * np.log10(1 + f / 700) for f in (config.min_frequency, config.max_frequency))
+    edges = 700 * (10 ** (np.linspace(mel_low, mel_high, config.num_mels + 2) / 2595) - 1)
+    rising = (frequencies[:, None] - edges[None, :-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[None, 2:] - frequencies[:, None]) / (edges[2:] - edges[1:-1])
+    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+
+
+def log_mel(waveform: np.ndarray, config: FeatureConfig) -> np.ndarray:
+    """Return normalised log-mel features (T, M) float32 of a waveform (N,) float32, T = num_frames(N)."""
+    num = num_frames(len(waveform), config)
+    margin = config.fft_length // 2
+    padded = np.pad(waveform, margin)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, config.fft_length)[:: config.hop_length][:num]  # (T, fft)
+    window, filters = _window(config), _filters(config)
+    mel = np.empty((num, config.num_mels), np.float32)
+    for first in range(0, num, BLOCK_FRAMES):
+        spectrum = np.fft.rfft(windows[first : first + BLOCK_FRAMES] * window)  # (t, F)
+        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+        mel[first : first + BLOCK_FRAMES] = power @ filters
+    logs = np.log(np.maximum(mel, config.log_floor))
+    return normalise(logs, config)
+
+
+def normalise(features: np.ndarray, config: FeatureConfig) -> np.ndarray:
+    """Return features (T, M) with every mel bin shifted to mean 0 and scaled to standard deviation 1 over the utterance."""
+    mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    return ((features - mean) / np.maximum(std, config.min_std)).astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _filters(config: FeatureConfig) -> np.ndarray:
+    return mel_filters(config)
+
+
+@lru_cache(maxsize=4)
+def _window(config: FeatureConfig) -> np.ndarray:
+    """A periodic Hann window of window_length in the middle of fft_length."""
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.window_length) / config.window_length)
+    left = (config.fft_length - config.window_length) // 2
+    return np.pad(hann, (left, config.fft_length - config.window_length - left)).astype(np.float32)

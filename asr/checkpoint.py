@@ -1,0 +1,237 @@
+"""Model folders, which people share, and training states, which a run resumes from. Both are written whole or not at all.
+
+A model folder holds config.json (schema version, features, network), vocabulary.json, model.safetensors and README.md, the model card.
+Reading one runs no code from it. `load_model_folder` needs numpy only; torch is loaded where a network or a training state is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asr.logmel import FeatureConfig
+from asr.text import TextError, Vocabulary
+
+if TYPE_CHECKING:
+    from asr.model import AcousticModel
+
+SCHEMA_VERSION = 1
+MODELS_DIR = Path(__file__).parent / "models"
+CONFIG_NAME, VOCABULARY_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "vocabulary.json", "model.safetensors", "README.md"
+MAX_CONFIG_BYTES = 1_000_000
+STATES_KEPT = 2
+
+
+class CheckpointError(ValueError):
+    """A model folder or training state that is missing, broken, or written by a newer version."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a model folder says, weights apart. network: the fields of asr.model.ModelConfig; info: what the trainer noted about it."""
+
+    path: Path
+    name: str
+    features: FeatureConfig
+    network: dict[str, Any]
+    vocabulary: Vocabulary
+    info: dict[str, Any]
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds from one output frame to the next."""
+        hop_s = self.features.hop_length / self.features.sample_rate
+        return float(hop_s * self.network["subsampling"] / self.network.get("outputs_per_frame", 1))
+
+
+def find_model(name: str | os.PathLike[str]) -> Path:
+    """Return the folder of a model: a path, or the name of one that ships with the package. Raises CheckpointError."""
+    shipped = MODELS_DIR / os.fspath(name)
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).name == os.fspath(name) and shipped.is_dir():
+        return shipped
+    names = ", ".join(sorted(p.name for p in MODELS_DIR.iterdir() if p.is_dir())) if MODELS_DIR.is_dir() else "none"
+    raise CheckpointError(f"{os.fspath(name)}: no such model folder; expected a folder written by `asr train`, or one of: {names}")
+
+
+def load_model_folder(path: str | os.PathLike[str]) -> ModelFolder:
+    """Read and check config.json and vocabulary.json. Raises CheckpointError naming the file and what is wrong."""
+    path = find_model(path)
+    config = _read_json(path / CONFIG_NAME)
+    version = config.get("schema_version") if isinstance(config, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path / CONFIG_NAME}: no schema_version; this is not a model folder of this project")
+    if version > SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path / CONFIG_NAME}: schema version {version}, this program reads up to {SCHEMA_VERSION}; update the program"
+        )
+    tokens = _read_json(path / VOCABULARY_NAME)
+    try:
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise TextError("expected a JSON list of strings")
+        vocabulary = Vocabulary(tuple(tokens))
+    except TextError as error:
+        raise CheckpointError(f"{path / VOCABULARY_NAME}: {error}") from error
+    network = config.get("network")
+    if not isinstance(network, dict) or network.get("vocabulary_size") != len(vocabulary):
+        raise CheckpointError(f"{path / CONFIG_NAME}: 'network' must be an object whose vocabulary_size is {len(vocabulary)}")
+    try:
+        features = FeatureConfig(**_plain(config.get("features"), FeatureConfig))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / CONFIG_NAME}: 'features': {error}") from error
+    info = config.get("info")
+    return ModelFolder(path, path.resolve().name, features, network, vocabulary, info if isinstance(info, dict) else {})
+
+
+def load_weights(folder: ModelFolder) -> dict[str, np.ndarray]:
+    """Return the weights by name as float32 arrays. Raises CheckpointError for a damaged file and for weights that are not finite."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder.path / WEIGHTS_NAME
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+        raise CheckpointError(f"{path}: the weights cannot be read ({error}); fetch or train the model again") from error
+    for name, array in weights.items():
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise CheckpointError(f"{path}: {name} is not made of finite floating-point numbers; fetch or train the model again")
+    return {name: array.astype(np.float32) for name, array in weights.items()}
+
+
+def load_network(folder: ModelFolder) -> AcousticModel:
+    """Return the network with its weights, in evaluation mode. Raises CheckpointError where the weights do not fit the config."""
+    import torch
+
+    from asr.model import AcousticModel, ModelConfig
+
+    weights = load_weights(folder)
+    try:
+        config = ModelConfig(**_plain(folder.network, ModelConfig))
+        if config.num_mels != folder.features.num_mels:
+            raise ValueError(f"{config.num_mels} mel bins in the network, {folder.features.num_mels} in the features")
+        with torch.device("meta"):
+            network = AcousticModel(config)
+        network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, assign=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        first_line = str(error).splitlines()[0:3]
+        raise CheckpointError(f"{folder.path}: the weights do not fit the network of the config: {' '.join(first_line)}") from error
+    return network.eval().requires_grad_(False)
+
+
+def save_model_folder(
+    path: str | os.PathLike[str],
+    network: AcousticModel,
+    *,
+    features: FeatureConfig,
+    vocabulary: Vocabulary,
+    info: Mapping[str, Any],
+    card: str,
+) -> None:
+    """Write a model folder, the weights as 16-bit floats. Every file is written under a temporary name, synced and renamed, config.json last."""
+    from safetensors.torch import save
+
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().half().contiguous() for name, tensor in network.state_dict().items()}
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "features": dataclasses.asdict(features),
+        "network": dataclasses.asdict(network.config),
+        "info": dict(info),
+    }
+    write_atomically(path / WEIGHTS_NAME, save(weights))
+    write_atomically(path / VOCABULARY_NAME, (json.dumps(vocabulary.tokens, ensure_ascii=False) + "\n").encode())
+    write_atomically(path / CARD_NAME, card.encode())
+    write_atomically(path / CONFIG_NAME, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def save_training_state(run_dir: str | os.PathLike[str], step: int, state: Mapping[str, Any]) -> Path:
+    """Write RUN_DIR/state-STEP.pt atomically, then delete all but the newest two. Returns its path."""
+    import io
+
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    path = Path(run_dir) / f"state-{step:09d}.pt"
+    write_atomically(path, buffer.getvalue())
+    for old in _states(run_dir)[:-STATES_KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_training_state(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the newest training state of RUN_DIR that can be read. Raises CheckpointError when there is none."""
+    import logging
+    import pickle
+
+    import torch
+
+    reasons = []
+    for path in reversed(_states(run_dir)):
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return state
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            reasons.append(f"{path.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            logging.getLogger(__name__).warning("%s is damaged, falling back to the state before it", path)
+    found = "; ".join(reasons) or "no state-*.pt there"
+    raise CheckpointError(f"{os.fspath(run_dir)}: nothing to resume from ({found})")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, sync it, rename it, sync the folder: a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _states(run_dir: str | os.PathLike[str]) -> list[Path]:
+    return sorted(Path(run_dir).glob("state-*.pt"))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; this is not a model folder of this project")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); a model folder needs it") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}); fetch or train the model again") from error
+
+
+def _plain(values: Any, kind: type) -> dict[str, Any]:
+    """Return the dictionary if it has just the fields of the dataclass `kind`, each of the type of its default."""
+    if not isinstance(values, dict):
+        raise ValueError("expected an object")
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    if set(values) - set(fields):
+        raise ValueError(f"unknown keys {sorted(set(values) - set(fields))}")
+    for name, value in values.items():
+        expected = (int, float) if isinstance(fields[name], float) else type(fields[name])
+        if not isinstance(value, expected) or isinstance(value, bool) != isinstance(fields[name], bool):
+            raise ValueError(f"{name}: expected {type(fields[name]).__name__}, found {value!r}")
+    return values

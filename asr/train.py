@@ -1,0 +1,572 @@
+"""Training: the loop around loss.backward(), with everything that keeps a long run safe.
+
+A run is a folder: config.json, log.jsonl, tensorboard/, state-STEP.pt to resume from, and best/, the model folder of the best dev WER.
+All randomness is a function of the seed and the position in the run, so a resumed run repeats the uninterrupted one exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from asr.augment import AugmentConfig, spec_augment
+from asr.audio import load_audio
+from asr.checkpoint import (
+    CheckpointError,
+    load_model_folder,
+    load_network,
+    load_training_state,
+    save_model_folder,
+    save_training_state,
+    write_atomically,
+)
+from asr.ctc import collapse, ctc_loss, min_frames
+from asr.data import Batch, SpeechDataset, Utterance, collate, epoch_batches, read_manifest, utterance_seed
+from asr.features import LogMel
+from asr.logmel import FeatureConfig, num_frames
+from asr.model import AcousticModel, ModelConfig, output_length
+from asr.text import ENGLISH, Vocabulary
+from asr.wer import ErrorCounts, count_word_errors
+
+logger = logging.getLogger(__name__)
+
+MAX_BAD_STEPS = 10
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+class TrainingError(ValueError):
+    """Training that cannot start or go on; the message says why and what to change. States written before stay readable."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run depends on. Manifests are paths; the vocabulary is ENGLISH unless `vocabulary` gives its tokens.
+
+    epochs: passes over the data, the last at a learning rate of almost zero. batch_s: seconds of audio a step, padding counted, over all
+    processes. accumulation: pieces a step's batch is cut into, to save memory. learning_rate: the peak, reached after warmup_epochs, then
+    falling as a cosine. clip_norm: largest norm of the gradient. ema_decay: of the running average of the weights, which is what is
+    validated and saved; 0 turns it off. consistency: weight of the symmetric KL divergence between two differently masked views of an
+    utterance (CR-CTC, Yao et al. 2024); 0 turns it off. init: a model folder to start from. patience: validations without a better dev
+    WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
+    """
+
+    train_manifests: tuple[str, ...]
+    dev_manifests: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ENGLISH.tokens
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    noise_dir: str = ""
+    init: str = ""
+    seed: int = 0
+    epochs: int = 60
+    batch_s: float = 100.0
+    accumulation: int = 1
+    learning_rate: float = 2e-3
+    warmup_epochs: float = 2.0
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    consistency: float = 0.0
+    precision: str = "float32"
+    device: str = "cpu"
+    num_workers: int = 1
+    num_threads: int = 0
+    validate_epochs: int = 1
+    patience: int = 0
+    save_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.train_manifests:
+            raise TrainingError("train_manifests: expected at least one manifest")
+        if self.precision not in PRECISIONS:
+            raise TrainingError(f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+        for name in ("epochs", "batch_s", "accumulation", "learning_rate", "clip_norm", "validate_epochs"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise TrainingError(f"{name}: expected more than 0, found {getattr(self, name)!r}")
+        if self.model.vocabulary_size != len(self.vocabulary):
+            raise TrainingError(f"model.vocabulary_size: {self.model.vocabulary_size} for {len(self.vocabulary)} tokens")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """model_dir: the model folder written last or, with dev manifests, the best; dev_wer: its WER as a fraction, NaN without."""
+
+    model_dir: Path
+    dev_wer: float
+    epochs: int
+    steps: int
+    hours: float
+
+
+@dataclass
+class Progress:
+    """Where a run stands: `batch` batches of epoch `epoch` are done, `step` steps in all; what the guards and validation remember."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    bad_steps: int = 0
+    best_wer: float = math.inf
+    validations_since_best: int = 0
+    audio_s: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """The moving parts of a run, made by _start."""
+
+    config: TrainConfig
+    run_dir: Path
+    vocabulary: Vocabulary
+    network: AcousticModel
+    wrapped: nn.Module
+    average: AcousticModel
+    log_mel: LogMel
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    train_set: SpeechDataset
+    dev_sets: dict[str, list[Utterance]]
+    progress: Progress
+    rank: int
+    world: int
+    device: torch.device
+    tensorboard: Any
+
+
+def train(config: TrainConfig, run_dir: str | os.PathLike[str], *, resume: bool = False) -> TrainResult:
+    """Train a model and return where it is. Under torchrun, each process calls this with the same config.
+
+    resume: go on from the newest readable state in run_dir; a folder without one, or one of another config, is an error.
+    Raises TrainingError, CheckpointError, and the errors of manifests, audio and text.
+    """
+    run_dir = Path(run_dir)
+    with _process_group(config) as (rank, world, device):
+        run = _start(config, run_dir, resume=resume, rank=rank, world=world, device=device)
+        try:
+            while run.progress.epoch < config.epochs:
+                _train_epoch(run)
+                _end_epoch(run)
+                if config.patience and run.progress.validations_since_best >= config.patience:
+                    logger.info("stopped early: %d validations without a better dev WER", config.patience)
+                    break
+        finally:
+            if run.tensorboard is not None:
+                run.tensorboard.close()
+        if not run.dev_sets:
+            _save_best(run)
+        progress = run.progress
+        wer = progress.best_wer if run.dev_sets else math.nan
+        return TrainResult(run_dir / "best", wer, progress.epoch, progress.step, progress.seconds / 3600)
+
+
+def learning_rate(config: TrainConfig, epochs_done: float) -> float:
+    """Return the learning rate after `epochs_done` epochs, a fraction too: a straight rise, then half a cosine to zero."""
+    if epochs_done < config.warmup_epochs:
+        return config.learning_rate * epochs_done / config.warmup_epochs
+    share = (epochs_done - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+# --- starting ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _process_group(config: TrainConfig) -> Iterator[tuple[int, int, torch.device]]:
+    """Join the processes that torchrun started, or be the only one; yield (rank, world size, device)."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = config.device.startswith("cuda")
+    if cuda and not torch.cuda.is_available():
+        raise TrainingError(f"device: {config.device!r} was asked for and torch sees no CUDA device; use --device cpu")
+    device = torch.device("cuda", local_rank) if cuda and world > 1 else torch.device(config.device)
+    if world == 1:
+        yield 0, 1, device
+        return
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield dist.get_rank(), world, device
+    finally:
+        dist.destroy_process_group()
+
+
+def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world: int, device: torch.device) -> Run:
+    vocabulary = Vocabulary(config.vocabulary)
+    if not resume and any(run_dir.glob("state-*.pt")):
+        raise TrainingError(f"{run_dir}: holds a run already; resume it, or choose another folder")
+    train_utterances = _read_all(config.train_manifests)
+    fastest_speeds = _fastest_speeds(train_utterances, vocabulary, config)
+    torch.manual_seed(config.seed)
+    network = _initial_network(config, vocabulary).to(device)
+    decayed = [p for p in network.parameters() if p.dim() > 1]
+    plain = [p for p in network.parameters() if p.dim() <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+        fused=device.type == "cuda",
+    )
+    average = AcousticModel(config.model).to(device).eval().requires_grad_(False)
+    average.load_state_dict(network.state_dict())
+    progress = Progress()
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+    if resume:
+        progress = _restore(load_training_state(run_dir), config, network, average, optimiser, scaler)
+        logger.info("resumed at epoch %d, step %d", progress.epoch, progress.step)
+    tensorboard = None
+    if rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "config.json", (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+        tensorboard = _tensorboard(run_dir, progress.step)
+    wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network
+    noises = [load_audio(path) for path in sorted(Path(config.noise_dir).rglob("*.wav"))] if config.noise_dir else []
+    return Run(
+        config=config,
+        run_dir=run_dir,
+        vocabulary=vocabulary,
+        network=network,
+        wrapped=wrapped,
+        average=average,
+        log_mel=LogMel(config.features).to(device),
+        optimiser=optimiser,
+        scaler=scaler,
+        train_set=SpeechDataset(
+            train_utterances, vocabulary, augment=config.augment, noises=noises, fastest_speeds=fastest_speeds
+        ),
+        dev_sets={Path(path).stem: read_manifest(path) for path in config.dev_manifests},
+        progress=progress,
+        rank=rank,
+        world=world,
+        device=device,
+        tensorboard=tensorboard,
+    )
+
+
+def _read_all(paths: Sequence[str]) -> list[Utterance]:
+    return [utterance for path in paths for utterance in read_manifest(path)]
+
+
+def _fastest_speeds(utterances: Sequence[Utterance], vocabulary: Vocabulary, config: TrainConfig) -> list[float]:
+    """Return by what factor each utterance may be sped up until its text needs more output frames than it has.
+
+    Raises TrainingError naming the utterances whose text is empty or does not even fit at speed 1.
+    """
+    speeds, problems = [], []
+    for utterance in utterances:
+        needed = min_frames(vocabulary.encode(utterance.text))
+        samples = utterance.duration * config.features.sample_rate
+        frames = output_length(num_frames(int(samples), config.features), config.model)
+        if not utterance.text or frames < needed:
+            problems.append(f"{utterance.id} ({utterance.duration:.2f} s, {frames} frames, its text needs {needed})")
+        frames_needed = math.ceil(needed / config.model.outputs_per_frame)
+        needed_samples = (frames_needed - 1) * config.model.subsampling * config.features.hop_length
+        speeds.append(samples / max(needed_samples, 1) - 0.01)
+    if problems:
+        raise TrainingError(
+            f"{len(problems)} training utterances have no text or are too short for it: {', '.join(problems[:5])}"
+            f"{' ...' if len(problems) > 5 else ''}; correct them, take them out of the manifest, or lower the model's subsampling"
+            f" ({config.model.subsampling})"
+        )
+    return speeds
+
+
+def _initial_network(config: TrainConfig, vocabulary: Vocabulary) -> AcousticModel:
+    network = AcousticModel(config.model)
+    if not config.init:
+        return network
+    folder = load_model_folder(config.init)
+    source = load_network(folder)
+    if dataclasses.replace(source.config, dropout=0.0, vocabulary_size=1) != dataclasses.replace(
+        config.model, dropout=0.0, vocabulary_size=1
+    ) or folder.features != config.features:
+        raise TrainingError(f"init: the network or features of {folder.path} differ from this run's: {source.config}, {folder.features}")
+    weights = source.state_dict()
+    if folder.vocabulary != vocabulary:
+        logger.info("init: the vocabulary differs, the output layer starts anew")
+        weights |= {name: tensor for name, tensor in network.state_dict().items() if name.startswith("output.")}
+    network.load_state_dict(weights)
+    return network
+
+
+def _tensorboard(run_dir: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        logger.info("no TensorBoard log: install the extra 'tensorboard'")
+        return None
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
+
+
+# --- an epoch ---------------------------------------------------------------------------------------------------------------------
+
+
+def _train_epoch(run: Run) -> None:
+    config, progress = run.config, run.progress
+    durations = [utterance.duration for utterance in run.train_set.utterances]
+    batches = epoch_batches(durations, config.batch_s, seed=config.seed, epoch=progress.epoch)
+    pieces = [_piece_keys(batch, run, k) for batch in batches[progress.batch :] for k in range(config.accumulation)]
+    loader = DataLoader(
+        run.train_set,
+        batch_sampler=pieces,
+        collate_fn=collate,
+        num_workers=config.num_workers,
+        pin_memory=run.device.type == "cuda",
+        prefetch_factor=4 if config.num_workers else None,
+    )
+    iterator = iter(loader)
+    last_saved = time.monotonic()
+    for batch in batches[progress.batch :]:
+        started = time.monotonic()
+        num_tokens = sum(len(run.train_set.tokens[i]) for i in batch)
+        epochs_done = progress.epoch + progress.batch / len(batches)
+        figures = _step(run, [next(iterator) for _ in range(config.accumulation)], num_tokens=num_tokens, epochs_done=epochs_done)
+        progress.batch += 1
+        progress.audio_s += sum(durations[i] for i in batch)
+        progress.seconds += time.monotonic() - started
+        _log_step(run, figures, epochs_done=epochs_done, num_batches=len(batches))
+        if run.rank == 0 and time.monotonic() - last_saved > config.save_minutes * 60:
+            _save_state(run)
+            last_saved = time.monotonic()
+    progress.epoch, progress.batch = progress.epoch + 1, 0
+
+
+def _piece_keys(batch: Sequence[int], run: Run, piece: int) -> list[tuple[int, int]]:
+    """Return (index, seed) of the part of a step's batch that this process computes in its `piece`-th pass; never empty."""
+    parts = run.world * run.config.accumulation
+    mine = batch[piece * run.world + run.rank :: parts] or batch[:1]
+    return [(index, utterance_seed(run.config.seed, run.progress.epoch, index)) for index in mine]
+
+
+def _step(run: Run, pieces: Sequence[Batch], *, num_tokens: int, epochs_done: float) -> dict[str, float]:
+    """One update of the weights: the gradient of the loss a token over the step's whole batch, guarded, clipped, applied, averaged."""
+    config, progress = run.config, run.progress
+    run.network.train()
+    run.optimiser.zero_grad(set_to_none=True)
+    rate = learning_rate(config, epochs_done)
+    for group in run.optimiser.param_groups:
+        group["lr"] = rate
+    seed = int(np.random.SeedSequence([config.seed, progress.step, run.rank]).generate_state(1)[0])
+    torch.manual_seed(seed)  # dropout
+    rng = np.random.default_rng(seed)  # SpecAugment
+    total = torch.zeros((), device=run.device)
+    for number, piece in enumerate(pieces):
+        last = number == len(pieces) - 1
+        with contextlib.nullcontext() if last or run.world == 1 else run.wrapped.no_sync():  # type: ignore[operator]
+            loss = _piece_loss(run, piece, rng) / max(num_tokens, 1)
+            run.scaler.scale(loss * run.world).backward()  # DDP divides by the world's size
+        total += loss.detach()
+    if run.world > 1:
+        dist.all_reduce(total)
+    run.scaler.unscale_(run.optimiser)
+    norm = nn.utils.clip_grad_norm_(run.network.parameters(), config.clip_norm)
+    progress.step += 1
+    if bool(torch.isfinite(total) & torch.isfinite(norm)):
+        run.scaler.step(run.optimiser)
+        progress.bad_steps = 0
+        _update_average(run)
+    else:
+        _skip_step(run, pieces, loss=float(total), norm=float(norm))
+    run.scaler.update()
+    return {"loss": float(total), "grad_norm": float(norm), "learning_rate": rate}
+
+
+def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
+    """Return the summed CTC loss of a piece, with consistency regularisation if it is on.
+
+    CR-CTC: the CTC loss averaged over two views of each utterance under different masks, plus `consistency` times the symmetric KL
+    divergence between their frames' distributions, each pulled towards the other held fixed.
+    """
+    config = run.config
+    features, lengths = run.log_mel(batch.waveforms.to(run.device, non_blocking=True), batch.waveform_lengths.to(run.device))
+    tokens, token_lengths = batch.tokens.to(run.device), batch.token_lengths.to(run.device)
+    names, views = batch.names, 1
+    if config.consistency:
+        views, names = 2, names * 2
+        features, lengths, tokens, token_lengths = (torch.cat([x, x]) for x in (features, lengths, tokens, token_lengths))
+    features = spec_augment(features, lengths.cpu(), config.augment, rng=rng, scale=2.5 if config.consistency else 1.0)
+    dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
+    with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
+        log_probs, output_lengths = run.wrapped(features, lengths)
+    loss = ctc_loss(log_probs, output_lengths, tokens, token_lengths=token_lengths, names=names).sum() / views
+    if config.consistency:
+        first, second = log_probs.chunk(2)  # (2 B, T', V) -> 2 x (B, T', V)
+        inside = torch.arange(first.shape[1], device=first.device)[None, :] < output_lengths.chunk(2)[0][:, None]
+        divergence = _kl(second.detach(), first) + _kl(first.detach(), second)  # (B, T')
+        loss = loss + config.consistency * 0.5 * (divergence * inside).sum()
+    return loss
+
+
+def _kl(target: Tensor, estimate: Tensor) -> Tensor:
+    """Return KL(target || estimate) of log-probabilities (B, T, V): (B, T)."""
+    return (target.exp() * (target - estimate)).sum(dim=-1)
+
+
+def _update_average(run: Run) -> None:
+    """Exponential moving average of the weights, with a decay that grows from 0.1 so that the first steps are soon forgotten."""
+    decay = min(run.config.ema_decay, (1 + run.progress.step) / (10 + run.progress.step)) if run.config.ema_decay else 0.0
+    with torch.no_grad():
+        torch._foreach_lerp_(list(run.average.parameters()), list(run.network.parameters()), 1 - decay)
+
+
+def _skip_step(run: Run, pieces: Sequence[Batch], *, loss: float, norm: float) -> None:
+    """Count a step whose loss or gradient is not finite; the weights stay as they were."""
+    run.progress.bad_steps += 1
+    names = ", ".join(name for piece in pieces for name in piece.names)
+    logger.warning("step %d skipped: loss %s, gradient norm %s, in: %.300s", run.progress.step, loss, norm, names)
+    if run.progress.bad_steps >= MAX_BAD_STEPS and not run.scaler.is_enabled():
+        raise TrainingError(
+            f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite, the last at step {run.progress.step}; "
+            f"the learning rate may be too high (now {run.config.learning_rate}); the states in {run.run_dir} are intact"
+        )
+
+
+# --- between epochs ---------------------------------------------------------------------------------------------------------------
+
+
+def _end_epoch(run: Run) -> None:
+    progress, config = run.progress, run.config
+    due = progress.epoch % config.validate_epochs == 0 or progress.epoch == config.epochs
+    if run.dev_sets and due:
+        counts = {name: validate(run, utterances) for name, utterances in run.dev_sets.items()}
+        wer = sum(c.rate for c in counts.values()) / len(counts)
+        progress.validations_since_best += 1
+        if wer < progress.best_wer:
+            progress.best_wer, progress.validations_since_best = wer, 0
+            _save_best(run, dev_wer={name: c.rate for name, c in counts.items()})
+        line = ", ".join(f"{name} {100 * c.rate:.2f}" for name, c in counts.items())
+        logger.info("epoch %d: dev WER %.2f %% (best %.2f): %s", progress.epoch, 100 * wer, 100 * progress.best_wer, line)
+        _write_log(run, {"dev_wer": wer, **{f"dev_wer/{name}": c.rate for name, c in counts.items()}})
+    if run.rank == 0:
+        _save_state(run)
+    if run.world > 1:
+        dist.barrier()
+
+
+def validate(run: Run, utterances: Sequence[Utterance]) -> ErrorCounts:
+    """Return the word errors of greedy decoding with the averaged weights."""
+    durations = [utterance.duration for utterance in utterances]
+    total = ErrorCounts()
+    for indices in epoch_batches(durations, max(run.config.batch_s, 60.0), seed=0, epoch=0):
+        dataset = SpeechDataset([utterances[i] for i in indices], run.vocabulary)
+        batch = collate([dataset[i, 0] for i in range(len(indices))])
+        with torch.inference_mode():
+            features, lengths = run.log_mel(batch.waveforms.to(run.device), batch.waveform_lengths.to(run.device))
+            log_probs, lengths = run.average(features, lengths)
+        for row, length, utterance in zip(log_probs.cpu().numpy(), lengths.tolist(), dataset.utterances, strict=True):
+            total += count_word_errors(utterance.text, run.vocabulary.decode(collapse(row[:length].argmax(axis=-1).tolist())))
+    return total
+
+
+def _save_best(run: Run, dev_wer: Mapping[str, float] | None = None) -> None:
+    if run.rank != 0:
+        return
+    config, progress = run.config, run.progress
+    hours = sum(utterance.duration for utterance in run.train_set.utterances) / 3600
+    num_parameters = sum(p.numel() for p in run.average.parameters())
+    info = {
+        "training_hours": round(hours, 2),
+        "parameters": num_parameters,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "seed": config.seed,
+        "dev_wer": dict(dev_wer or {}),
+    }
+    lines = [f"| {name} | {100 * wer:.2f} |" for name, wer in (dev_wer or {}).items()]
+    table = "\n".join(["", "| dev set | WER %, greedy |", "|---|---|", *lines, ""]) if lines else ""
+    card = (
+        f"# {run.run_dir.name}\n\nA {'bidirectional' if config.model.bidirectional else 'one-directional'} {config.model.cell} CTC model,"
+        f" {config.model.num_layers} x {config.model.hidden_size}, {num_parameters:,} parameters, trained on {hours:.2f} hours"
+        f" for {progress.epoch} epochs ({progress.step} steps, seed {config.seed}).\n{table}"
+    )
+    save_model_folder(
+        run.run_dir / "best", run.average, features=config.features, vocabulary=run.vocabulary, info=info, card=card
+    )
+
+
+# --- state and logs ---------------------------------------------------------------------------------------------------------------
+
+
+def _identity(config: TrainConfig) -> str:
+    """The config without what may change between a run and its continuation."""
+    free = ("device", "num_workers", "num_threads", "save_minutes", "patience", "init", "noise_dir", "train_manifests", "dev_manifests")
+    return json.dumps({k: v for k, v in dataclasses.asdict(config).items() if k not in free}, sort_keys=True)
+
+
+def _save_state(run: Run) -> None:
+    save_training_state(
+        run.run_dir,
+        run.progress.step,
+        {
+            "config": _identity(run.config),
+            "progress": dataclasses.asdict(run.progress),
+            "network": run.network.state_dict(),
+            "average": run.average.state_dict(),
+            "optimiser": run.optimiser.state_dict(),
+            "scaler": run.scaler.state_dict(),
+        },
+    )
+
+
+def _restore(
+    state: dict[str, Any],
+    config: TrainConfig,
+    network: AcousticModel,
+    average: AcousticModel,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Progress:
+    """Put a saved state back. Raises CheckpointError for a state of another configuration."""
+    if state.get("config") != _identity(config):
+        old, new = json.loads(state.get("config", "{}")), json.loads(_identity(config))
+        changed = [key for key in new if old.get(key) != new[key]]
+        raise CheckpointError(f"the run was started with another configuration ({', '.join(changed)} differ); start a new run")
+    network.load_state_dict(state["network"])
+    average.load_state_dict(state["average"])
+    optimiser.load_state_dict(state["optimiser"])
+    scaler.load_state_dict(state["scaler"])
+    return Progress(**state["progress"])
+
+
+def _log_step(run: Run, figures: Mapping[str, float], *, epochs_done: float, num_batches: int) -> None:
+    progress = run.progress
+    speed = progress.audio_s / max(progress.seconds, 1e-9)
+    left_s = progress.seconds / max(progress.step, 1) * ((run.config.epochs - epochs_done) * num_batches)
+    _write_log(run, {**figures, "audio_s_per_s": speed, "epoch": epochs_done})
+    if progress.batch % max(1, num_batches // 5) == 0:
+        logger.info(
+            "epoch %d/%d  batch %d/%d  loss %.3f  gradient %.2f  rate %.1e  %.0f s/s  %s left",
+            progress.epoch + 1, run.config.epochs, progress.batch, num_batches, figures["loss"], figures["grad_norm"],
+            figures["learning_rate"], speed, time.strftime("%H:%M:%S", time.gmtime(left_s)),
+        )  # fmt: skip
+
+
+def _write_log(run: Run, figures: Mapping[str, float]) -> None:
+    """Append to log.jsonl and TensorBoard. NaN and infinity are written as null."""
+    if run.rank != 0:
+        return
+    row = {"step": run.progress.step} | {k: (v if math.isfinite(v) else None) for k, v in figures.items()}
+    with open(run.run_dir / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    if run.tensorboard is not None:
+        for name, value in figures.items():
+            run.tensorboard.add_scalar(name, value, run.progress.step)

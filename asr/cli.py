@@ -1,0 +1,321 @@
+"""The commands `asr` and `transcribe`. Only here and in recipes is anything printed: results on stdout, the rest on stderr.
+
+Every command imports what it needs when it runs, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from asr import __version__
+
+CORPORA = ("folder", "table", "kaldi", "an4", "librispeech", "ljspeech")
+CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    """A group whose commands end in one line and exit code 1 on the errors that this package defines, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _Clear():
+            return super().invoke(ctx)
+
+
+class ClearCommand(click.Command):
+    """A single command that ends like those of Commands."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _Clear():
+            return super().invoke(ctx)
+
+
+class _Clear:
+    """Turn this package's errors and the system's into click's: a line on stderr, exit code 1."""
+
+    def __enter__(self) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if error is None or isinstance(error, BrokenPipeError):
+            return
+        if isinstance(error, OSError) or (isinstance(error, ValueError) and type(error).__module__.startswith("asr.")):
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__)
+def main() -> None:
+    """Train a speech recogniser on your own recordings, evaluate it, and write down what is said in audio files."""
+
+
+@click.command(cls=ClearCommand, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, or a model folder.")
+@click.option("--format", "format_", type=click.Choice(["txt", "json"]), default="txt", help="txt: a line a file; json: an object a line a file.")
+@click.option("--output-dir", type=click.Path(file_okay=False), help="Write NAME.txt or NAME.json here instead of to stdout.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
+def transcribe(files: tuple[str, ...], model: str, format_: str, output_dir: str | None, threads: int) -> None:
+    """Write down what is said in audio FILEs (wav, flac, ogg, opus, mp3; any length, rate and number of channels).
+
+    "-" reads a file from standard input. A file that cannot be read is reported on stderr, the others are done, and the exit code is 1.
+    """
+    from asr.audio import AudioError
+    from asr.checkpoint import write_atomically
+    from asr.formats import FORMATS
+    from asr.transcribe import Transcriber
+
+    transcriber = Transcriber(model, num_threads=threads)
+    targets = _targets(files, output_dir, format_)
+    failed = 0
+    for file in files:
+        try:
+            transcript = transcriber.transcribe(sys.stdin.buffer.read() if file == "-" else file)
+        except AudioError as error:
+            click.echo(f"Error: {error}", err=True)
+            failed += 1
+            continue
+        text = FORMATS[format_](transcript)
+        if file in targets:
+            write_atomically(targets[file], text.encode())
+        else:
+            click.echo(text, nl=False)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+main.add_command(transcribe)
+
+
+def _targets(files: tuple[str, ...], output_dir: str | None, suffix: str) -> dict[str, Path]:
+    """Return input -> output file; two inputs that would be written to one file are an error before anything is done."""
+    if output_dir is None:
+        return {}
+    targets = {file: Path(output_dir) / f"{'stdin' if file == '-' else Path(file).stem}.{suffix}" for file in files}
+    for file, target in targets.items():
+        clash = [other for other, path in targets.items() if path == target and other != file]
+        if clash:
+            raise click.UsageError(f"{file} and {clash[0]} would both be written to {target}; give them separately")
+    return targets
+
+
+@main.command()
+@click.argument("corpus", type=click.Choice(CORPORA))
+@click.argument("source", type=click.Path())
+@click.argument("manifest_dir", type=click.Path(file_okay=False))
+@click.option("--download", is_flag=True, help="First download the corpus into SOURCE (an4, librispeech, ljspeech).")
+@click.option("--part", "parts", multiple=True, help="librispeech: a part, such as train-clean-100; may be repeated. [default: all that are there]")
+@click.option("--partial", is_flag=True, help="Accept a copy of a public corpus that is not complete.")
+@click.option("--dev-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.1, help="folder: the share held out as dev.")
+@click.option("--name", help="folder, table, kaldi: what the manifests are called. [default: the corpus' kind]")
+@click.option("--any-characters", is_flag=True, help="Accept characters other than a-z, the apostrophe and the space.")
+def prepare(corpus: str, source: str, manifest_dir: str, **options: Any) -> None:
+    """Read a CORPUS in its own layout at SOURCE and write JSONL manifests to MANIFEST_DIR; print their paths.
+
+    \b
+    folder        audio files with texts of the same name (a.wav, a.txt), or with transcripts.tsv or metadata.csv
+    table         a CSV or TSV file, or a folder of them, with columns for the audio file and the text (Common Voice)
+    kaldi         a data folder with wav.scp and text, optionally segments and utt2spk, or a folder of such folders
+    an4, librispeech, ljspeech    the public corpora
+    """
+    prepared = _prepare(corpus, source, manifest_dir, options)
+    for path in prepared.values():
+        _print_findings(path, None if options["any_characters"] else "english")
+        click.echo(str(path))
+
+
+def _prepare(corpus: str, source: str, manifest_dir: str, options: dict[str, Any]) -> dict[str, Path]:
+    from asr.corpora.an4 import download_an4, prepare_an4
+    from asr.corpora.folder import prepare_folder
+    from asr.corpora.kaldi import prepare_kaldi
+    from asr.corpora.librispeech import PARTS, download_librispeech, prepare_librispeech
+    from asr.corpora.ljspeech import download_ljspeech, prepare_ljspeech
+    from asr.corpora.table import prepare_table
+    from asr.text import ENGLISH
+
+    vocabulary = None if options["any_characters"] else ENGLISH
+    parts = options["parts"] or None
+    if corpus in ("folder", "table", "kaldi"):
+        if options["download"] or options["partial"] or parts:
+            raise click.UsageError(f"--download, --partial and --part do not go with {corpus}")
+        name = options["name"] or corpus
+        if corpus == "folder":
+            return prepare_folder(source, manifest_dir, name=name, dev_fraction=options["dev_fraction"], vocabulary=vocabulary)
+        return (prepare_table if corpus == "table" else prepare_kaldi)(source, manifest_dir, name=name, vocabulary=vocabulary)
+    if options["name"]:
+        raise click.UsageError(f"--name does not go with {corpus}")
+    expected: dict[str, Any] = {"expected": None} if options["partial"] else {}
+    if corpus == "librispeech":
+        if options["download"]:
+            download_librispeech(source, parts or PARTS)
+        return prepare_librispeech(source, manifest_dir, parts=parts, vocabulary=vocabulary, **expected)
+    download, read = (download_an4, prepare_an4) if corpus == "an4" else (download_ljspeech, prepare_ljspeech)
+    where = download(source) if options["download"] else source
+    return read(where, manifest_dir, vocabulary=vocabulary, **expected)
+
+
+def _print_findings(path: Path, vocabulary: str | None) -> int:
+    """Report on stderr what the validator finds in a manifest; return the number of errors."""
+    from asr.corpora.validate import validate_manifest
+    from asr.text import ENGLISH
+
+    findings = validate_manifest(path, vocabulary=ENGLISH if vocabulary == "english" else None)
+    for finding in findings[:20]:
+        click.echo(f"{finding.severity}: {path}:{finding.line} ({finding.id}): {finding.problem}", err=True)
+    if len(findings) > 20:
+        click.echo(f"... and {len(findings) - 20} more", err=True)
+    return sum(finding.severity == "error" for finding in findings)
+
+
+@main.command()
+@click.option("--train", "train_manifests", multiple=True, required=True, metavar="MANIFEST", help="Manifest to learn from; may be repeated.")
+@click.option("--dev", "dev_manifests", multiple=True, metavar="MANIFEST", help="Manifest to choose the best weights by; may be repeated.")
+@click.option("--out", "run_dir", required=True, type=click.Path(file_okay=False), help="Run folder: states, logs, and best/, the model folder.")
+@click.option("--resume", is_flag=True, help="Go on from the run folder's newest state.")
+@click.option("--init", default="", metavar="MODEL", help="Start from a model: a shipped one's name or a folder; network and vocabulary are its own.")
+@click.option("--vocabulary", type=click.Choice(["english", "data"]), default="english", help="english: a-z ' and space; data: all characters of the texts.")
+@click.option("--cell", type=click.Choice(CELLS), default="gru", help="Recurrent cell.")
+@click.option("--layers", type=click.IntRange(1), default=3, help="Recurrent layers.")
+@click.option("--hidden", type=click.IntRange(1), default=256, help="Units a layer and direction.")
+@click.option("--one-directional", is_flag=True, help="Forward in time only, for live recognition.")
+@click.option("--subsampling", type=click.Choice(["2", "4", "8"]), default="4", help="10-ms frames to one output frame.")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.2, help="Between layers.")
+@click.option("--epochs", type=click.IntRange(1), default=60, help="Passes over the data.")
+@click.option("--batch-seconds", type=float, default=100.0, help="Seconds of audio a step, padding counted.")
+@click.option("--accumulation", type=click.IntRange(1), default=1, help="Pieces a step's batch is computed in, to save memory.")
+@click.option("--learning-rate", type=float, default=2e-3, help="The peak.")
+@click.option("--warmup-epochs", type=float, default=2.0, help="Epochs until the peak.")
+@click.option("--consistency", type=click.FloatRange(0), default=0.0, help="Weight of CR-CTC's consistency loss, 0.2 is usual; doubles the work.")
+@click.option("--noise-dir", default="", type=click.Path(), help="Folder of wav files mixed into a quarter of the utterances at 5 to 30 dB.")
+@click.option("--patience", type=click.IntRange(0), default=0, help="Validations without a better dev WER until the run stops; 0: never.")
+@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--device", default="cpu", help="cpu or cuda.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="bfloat16 is about twice as fast on a CPU with AVX-512 BF16 or AMX.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
+@click.option("--workers", type=click.IntRange(0), default=1, help="Processes that read and augment audio.")
+def train(**options: Any) -> None:
+    """Train a model; print its folder and dev WER. Start it with torchrun for several GPUs or machines."""
+    from asr.train import train as run_training
+
+    config = _train_config(options)
+    result = run_training(config, options["run_dir"], resume=options["resume"])
+    click.echo(f"{result.model_dir}\tdev WER {100 * result.dev_wer:.2f} %\t{result.epochs} epochs\t{result.hours:.2f} h")
+
+
+def _train_config(options: dict[str, Any]) -> Any:
+    from asr.augment import AugmentConfig
+    from asr.checkpoint import load_model_folder
+    from asr.data import read_manifest
+    from asr.logmel import FeatureConfig
+    from asr.model import ModelConfig
+    from asr.text import ENGLISH, Vocabulary
+    from asr.train import TrainConfig
+
+    vocabulary, features = ENGLISH, FeatureConfig()
+    if options["vocabulary"] == "data":
+        vocabulary = Vocabulary.from_texts(u.text for path in options["train_manifests"] for u in read_manifest(path))
+    if options["init"]:
+        folder = load_model_folder(options["init"])
+        features = folder.features
+        vocabulary = folder.vocabulary if options["vocabulary"] == "english" else vocabulary
+        network = ModelConfig(**{**folder.network, "vocabulary_size": len(vocabulary), "dropout": options["dropout"]})
+    else:
+        network = ModelConfig(
+            vocabulary_size=len(vocabulary),
+            cell=options["cell"],
+            bidirectional=not options["one_directional"],
+            num_layers=options["layers"],
+            hidden_size=options["hidden"],
+            subsampling=int(options["subsampling"]),
+            dropout=options["dropout"],
+        )
+    same = (
+        "train_manifests", "dev_manifests", "init", "noise_dir", "seed", "epochs", "accumulation", "learning_rate", "warmup_epochs",
+        "consistency", "precision", "device", "patience",
+    )  # fmt: skip
+    return TrainConfig(
+        **{name: options[name] for name in same},
+        vocabulary=vocabulary.tokens,
+        features=features,
+        model=network,
+        augment=AugmentConfig(noise_probability=0.25 if options["noise_dir"] else 0.0),
+        batch_s=options["batch_seconds"],
+        num_threads=options["threads"],
+        num_workers=options["workers"],
+    )
+
+
+@main.command()
+@click.argument("manifests", nargs=-1, required=True, metavar="MANIFEST...")
+@click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, or a model folder.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write a JSON list, an object a manifest; rates are fractions.")
+@click.option("--worst", type=click.IntRange(0), default=0, help="Show the alignments of this many utterances with most errors.")
+@click.option("--confusions", type=click.IntRange(0), default=0, help="Show this many of the most frequent confusions.")
+@click.option("--by-speaker", is_flag=True, help="Draw whole speakers for the interval, not utterances.")
+@click.option("--batch-seconds", type=click.FloatRange(0, min_open=True), default=120.0, help="Seconds of audio recognised at once.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
+def evaluate(
+    manifests: tuple[str, ...], model: str, json_path: str | None, worst: int, confusions: int, by_speaker: bool, batch_seconds: float, threads: int
+) -> None:
+    """Transcribe the utterances of each MANIFEST and print the word and character error rates with 95 % intervals."""
+    import json
+
+    from asr.checkpoint import write_atomically
+    from asr.evaluate import evaluate_manifest, frequent_confusions, results_table, worst_utterances
+    from asr.transcribe import Transcriber
+    from asr.wer import kaldi_line
+
+    transcriber = Transcriber(model, num_threads=threads)
+    over = "speakers" if by_speaker else "utterances"
+    results = [evaluate_manifest(transcriber, path, batch_seconds=batch_seconds, interval_over=over) for path in manifests]  # type: ignore[arg-type]
+    for result in results:
+        click.echo(f"{result.manifest}\n{kaldi_line(result.words, 'WER')}\n{kaldi_line(result.characters, 'CER')}")
+        for report in (worst_utterances(result, worst), frequent_confusions(result, confusions) if confusions else ""):
+            if report:
+                click.echo(report)
+    click.echo(results_table(results))
+    if json_path:
+        text = json.dumps([result.to_json() for result in results], ensure_ascii=False, indent=1, allow_nan=False)
+        write_atomically(Path(json_path), (text + "\n").encode())
+
+
+@main.command()
+@click.argument("thing", type=click.Path(), metavar="MODEL|MANIFEST|AUDIO")
+def info(thing: str) -> None:
+    """Describe a model, check a manifest (exit code 1 if it has errors), or describe an audio file."""
+    path = Path(thing)
+    if path.suffix in (".jsonl", ".json"):
+        from asr.data import read_manifest
+
+        num_errors = _print_findings(path, None)
+        if num_errors:
+            raise click.ClickException(f"{path}: {num_errors} errors")
+        utterances = read_manifest(path)
+        hours = sum(utterance.duration for utterance in utterances) / 3600
+        words = sum(len(utterance.text.split()) for utterance in utterances)
+        characters = "".join(sorted({c for utterance in utterances for c in utterance.text}))
+        click.echo(f"utterances\t{len(utterances)}\nhours\t{hours:.3f}\nwords\t{words}\ncharacters\t{characters!r}")
+        click.echo(f"speakers\t{len({utterance.speaker for utterance in utterances if utterance.speaker})}")
+    elif path.is_file():
+        from asr.audio import audio_duration_s
+
+        click.echo(f"duration\t{audio_duration_s(path):.3f} s")
+    else:
+        from asr.checkpoint import CARD_NAME, load_model_folder
+
+        folder = load_model_folder(thing)
+        for name, value in {"path": folder.path, **folder.network, **folder.info}.items():
+            click.echo(f"{name}\t{value}")
+        card = folder.path / CARD_NAME
+        click.echo(f"\n{card.read_text(encoding='utf-8')}" if card.is_file() else "")
+
+
+if __name__ == "__main__":
+    main()

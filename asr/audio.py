@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ SAMPLE_RATE = 16_000
 BLOCK_S = 30.0
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
+MAX_HEADER_S = 7 * 24 * 3600.0  # a header that claims more is not believed
 
 AudioSource = str | os.PathLike[str] | bytes | BinaryIO
 
@@ -82,7 +85,7 @@ def audio_duration_s(source: AudioSource) -> float:
     """Return the length in seconds, from the header where it tells, else by reading. Raises AudioError."""
     name = _name(source)
     with _open(source, name) as file:
-        if 0 <= file.frames < 2**40:
+        if 0 <= file.frames <= MAX_HEADER_S * file.samplerate:
             return float(file.frames / file.samplerate)
     return sum(len(block) for block in read_blocks(source)) / SAMPLE_RATE
 
@@ -92,7 +95,10 @@ def as_waveform(array: Any, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
 
     Integers are scaled by their full range, floats are taken as they are. Raises AudioError.
     """
-    samples = np.asarray(array)
+    try:
+        samples = np.asarray(array)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise AudioError(f"array: cannot be made an array of samples ({error})") from error
     if samples.ndim not in (1, 2) or samples.size == 0 or samples.dtype.kind not in "iuf":
         raise AudioError(
             f"array: expected numbers of shape (N,) or (N, channels), N > 0, found {samples.dtype} of shape {samples.shape}"
@@ -104,7 +110,10 @@ def as_waveform(array: Any, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
         samples = (samples.astype(np.float64) - (info.max + info.min + 1) // 2) / ((info.max - info.min + 1) / 2)
     _check_rate(sample_rate, "array")
     mono = _mono(np.asarray(samples, dtype=np.float32).reshape(len(samples), -1), "array")
-    return _Resampler(sample_rate, SAMPLE_RATE).push(mono, last=True)
+    waveform = _Resampler(sample_rate, SAMPLE_RATE).push(mono, last=True)
+    if not len(waveform):
+        raise AudioError(f"array: {len(samples)} samples at {sample_rate} Hz are less than one at {SAMPLE_RATE} Hz")
+    return waveform
 
 
 def write_wav(path: str | os.PathLike[str], waveform: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
@@ -113,9 +122,13 @@ def write_wav(path: str | os.PathLike[str], waveform: np.ndarray, sample_rate: i
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    soundfile.write(temporary, np.clip(waveform, -1.0, 1.0), sample_rate, format="WAV", subtype="PCM_16")
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        soundfile.write(temporary, np.clip(waveform, -1.0, 1.0), sample_rate, format="WAV", subtype="PCM_16")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class _Resampler:
@@ -146,12 +159,15 @@ def _open(source: AudioSource, name: str) -> Iterator[Any]:
 
     handle: Any
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if not path.exists():
-            raise AudioError(f"{name}: no such file")
-        if not path.is_file():
+        try:
+            status = os.stat(source)
+        except FileNotFoundError as error:
+            raise AudioError(f"{name}: no such file") from error
+        except (OSError, ValueError) as error:
+            raise AudioError(f"{name}: cannot be opened ({getattr(error, 'strerror', None) or error})") from error
+        if not stat.S_ISREG(status.st_mode):
             raise AudioError(f"{name}: not a regular file; expected an audio file")
-        if path.stat().st_size == 0:
+        if status.st_size == 0:
             raise AudioError(f"{name}: the file is empty")
         handle = os.fspath(source)
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -179,7 +195,7 @@ def _check_rate(sample_rate: int, name: str) -> None:
 
 def _part(file: Any, name: str, offset_s: float, duration_s: float | None) -> tuple[int, int | None]:
     """Return the first sample and the one after the last (None: to the end) of the part asked for."""
-    if not (np.isfinite(offset_s) and offset_s >= 0) or (duration_s is not None and not duration_s > 0):
+    if not (np.isfinite(offset_s) and offset_s >= 0) or (duration_s is not None and not 0 < duration_s < np.inf):
         raise AudioError(f"{name}: expected offset >= 0 and duration > 0 s, found {offset_s} and {duration_s}")
     first = round(offset_s * file.samplerate)
     if first and first >= file.frames:

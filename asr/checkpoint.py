@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asr.logmel import FeatureConfig
+from asr.storage import write_atomically
 from asr.text import TextError, Vocabulary
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ MODELS_DIR = Path(__file__).parent / "models"
 CONFIG_NAME, VOCABULARY_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "vocabulary.json", "model.safetensors", "README.md"
 MAX_CONFIG_BYTES = 1_000_000
 STATES_KEPT = 2
+CHECKSUM_KEY = "crc32"  # in the metadata of model.safetensors; folders without it are read unchecked
 
 
 class CheckpointError(ValueError):
@@ -93,14 +96,17 @@ def load_model_folder(path: str | os.PathLike[str]) -> ModelFolder:
 
 def load_weights(folder: ModelFolder) -> dict[str, np.ndarray]:
     """Return the weights by name as float32 arrays. Raises CheckpointError for a damaged file and for weights that are not finite."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     path = folder.path / WEIGHTS_NAME
     try:
-        weights = load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+        with safe_open(path, framework="numpy") as file:
+            checksum = (file.metadata() or {}).get(CHECKSUM_KEY)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
         raise CheckpointError(f"{path}: the weights cannot be read ({error}); fetch or train the model again") from error
+    if checksum is not None and checksum != _checksum({name: array.tobytes() for name, array in weights.items()}):
+        raise CheckpointError(f"{path}: the weights differ from their checksum, the file is damaged; fetch or train the model again")
     for name, array in weights.items():
         if array.dtype.kind != "f" or not np.isfinite(array).all():
             raise CheckpointError(f"{path}: {name} is not made of finite floating-point numbers; fetch or train the model again")
@@ -136,19 +142,26 @@ def save_model_folder(
     info: Mapping[str, Any],
     card: str,
 ) -> None:
-    """Write a model folder, the weights as 16-bit floats. Every file is written under a temporary name, synced and renamed, config.json last."""
+    """Write a model folder, the weights as 16-bit floats. Every file is written under a temporary name, synced and renamed, config.json last.
+
+    Raises CheckpointError where a weight is NaN or too large for 16 bits.
+    """
     from safetensors.torch import save
 
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().half().contiguous() for name, tensor in network.state_dict().items()}
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} is not finite as 16-bit floats, so nothing is written; train at a lower learning rate")
     config = {
         "schema_version": SCHEMA_VERSION,
         "features": dataclasses.asdict(features),
         "network": dataclasses.asdict(network.config),
         "info": dict(info),
     }
-    write_atomically(path / WEIGHTS_NAME, save(weights))
+    checksum = _checksum({name: tensor.numpy().tobytes() for name, tensor in weights.items()})
+    write_atomically(path / WEIGHTS_NAME, save(weights, metadata={CHECKSUM_KEY: checksum}))
     write_atomically(path / VOCABULARY_NAME, (json.dumps(vocabulary.tokens, ensure_ascii=False) + "\n").encode())
     write_atomically(path / CARD_NAME, card.encode())
     write_atomically(path / CONFIG_NAME, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
@@ -173,43 +186,48 @@ def load_training_state(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the newest training state of RUN_DIR that can be read. Raises CheckpointError when there is none."""
     import logging
     import pickle
-
-    import torch
+    import struct
+    import zipfile
 
     reasons = []
     for path in reversed(_states(run_dir)):
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return state
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            return _read_state(path.read_bytes())
+        except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+                pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error) as error:  # fmt: skip
             reasons.append(f"{path.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             logging.getLogger(__name__).warning("%s is damaged, falling back to the state before it", path)
     found = "; ".join(reasons) or "no state-*.pt there"
     raise CheckpointError(f"{os.fspath(run_dir)}: nothing to resume from ({found})")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, sync it, rename it, sync the folder: a crash leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _read_state(data: bytes) -> dict[str, Any]:
+    import io
+    import zipfile
+
+    import torch
+
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        damaged = archive.testzip()  # torch.load does not look at the checksums
+        for entry in archive.infolist():  # what no checksum covers and torch.load believes
+            damaged = damaged or (entry.filename if entry.file_size != entry.compress_size or entry.external_attr else None)
+    if damaged is not None:
+        raise ValueError(f"{damaged} differs from its checksum")
+    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"expected a dictionary, found {type(state).__name__}")
+    return state
 
 
 def _states(run_dir: str | os.PathLike[str]) -> list[Path]:
     return sorted(Path(run_dir).glob("state-*.pt"))
+
+
+def _checksum(weights: Mapping[str, bytes]) -> str:
+    checksum = 0
+    for name in sorted(weights):
+        checksum = zlib.crc32(weights[name], zlib.crc32(name.encode(), checksum))
+    return f"{checksum:08x}"
 
 
 def _read_json(path: Path) -> Any:

@@ -68,8 +68,8 @@ def transcribe(files: tuple[str, ...], model: str, format_: str, output_dir: str
     "-" reads a file from standard input. A file that cannot be read is reported on stderr, the others are done, and the exit code is 1.
     """
     from asr.audio import AudioError
-    from asr.checkpoint import write_atomically
     from asr.formats import FORMATS
+    from asr.storage import write_atomically
     from asr.transcribe import Transcriber
 
     transcriber = Transcriber(model, num_threads=threads)
@@ -212,7 +212,7 @@ def train(**options: Any) -> None:
 def _train_config(options: dict[str, Any]) -> Any:
     from asr.augment import AugmentConfig
     from asr.checkpoint import load_model_folder
-    from asr.data import read_manifest
+    from asr.manifest import read_manifest
     from asr.logmel import FeatureConfig
     from asr.model import ModelConfig
     from asr.text import ENGLISH, Vocabulary
@@ -267,8 +267,8 @@ def evaluate(
     """Transcribe the utterances of each MANIFEST and print the word and character error rates with 95 % intervals."""
     import json
 
-    from asr.checkpoint import write_atomically
     from asr.evaluate import evaluate_manifest, frequent_confusions, results_table, worst_utterances
+    from asr.storage import write_atomically
     from asr.transcribe import Transcriber
     from asr.wer import kaldi_line
 
@@ -292,7 +292,7 @@ def info(thing: str) -> None:
     """Describe a model, check a manifest (exit code 1 if it has errors), or describe an audio file."""
     path = Path(thing)
     if path.suffix in (".jsonl", ".json"):
-        from asr.data import read_manifest
+        from asr.manifest import read_manifest
 
         num_errors = _print_findings(path, None)
         if num_errors:

@@ -122,6 +122,8 @@ def forced_align(log_probs: np.ndarray, tokens: Sequence[int]) -> list[tuple[int
         steps[t] = candidates.argmax(axis=0)
         score = candidates.max(axis=0) + emissions[t]
     state = len(states) - 1 if score[-1] >= score[-2] else len(states) - 2
+    if not np.isfinite(score[state]):
+        raise CTCError("no path of the log-probabilities spells the tokens: they are NaN or minus infinity where a token is needed")
     path = [state]
     for t in range(num_frames - 1, 0, -1):
         state -= int(steps[t, state])

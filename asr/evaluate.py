@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from asr.audio import SAMPLE_RATE, AudioError, load_audio
-from asr.data import Utterance, read_manifest
+from asr.audio import SAMPLE_RATE, AudioError
+from asr.manifest import Utterance, read_manifest, read_utterance
 from asr.text import normalise as normalise_text
 from asr.wer import (
     NUM_RESAMPLES,
@@ -32,7 +32,6 @@ from asr.wer import (
 )
 
 BATCH_SECONDS = 120.0
-MIN_AUDIO_SHARE = 0.9  # of the duration a manifest states; a file with less is truncated or not the one meant
 
 Interval = Literal["utterances", "speakers"]
 
@@ -252,16 +251,9 @@ def _batches(durations: Sequence[float], batch_seconds: float) -> list[list[int]
 
 def _load(utterance: Utterance, name: str) -> np.ndarray:
     try:
-        waveform = load_audio(utterance.audio_filepath, offset_s=utterance.offset, duration_s=utterance.duration)
+        return read_utterance(utterance)
     except AudioError as error:
         raise EvaluationError(f"{name}: {error}") from error
-    found_s = len(waveform) / SAMPLE_RATE
-    if found_s < MIN_AUDIO_SHARE * utterance.duration:
-        raise EvaluationError(
-            f"{name}: {utterance.audio_filepath} has {found_s:.2f} s from {utterance.offset:.2f} s on,"
-            f" the manifest says {utterance.duration:.2f} s; replace the truncated file or correct 'duration'"
-        )
-    return waveform
 
 
 def _transcribe(transcriber: BatchTranscriber, waveforms: list[np.ndarray], names: list[str]) -> list[str]:

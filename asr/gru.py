@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def run_gru(layer: nn.GRU, x: Tensor) -> Tensor:
@@ -50,6 +51,7 @@ class _GRU(torch.autograd.Function):
         return states[1:]
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, u, v, states, gates, recurrent_n = ctx.saved_tensors
         dy, dtype, size = gradients[0].float(), x.dtype, v.shape[1]

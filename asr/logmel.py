@@ -19,6 +19,7 @@ class FeatureConfig:
 
     Frame t is centred on sample t * hop_length; the waveform is taken to be zero outside itself (librosa's default padding).
     log_floor: smallest mel power, before the logarithm. min_std: smallest standard deviation divided by in the normalisation.
+    Raises ValueError for settings that make no spectrogram.
     """
 
     sample_rate: int = 16_000
@@ -30,6 +31,21 @@ class FeatureConfig:
     max_frequency: float = 8_000.0
     log_floor: float = 1e-5
     min_std: float = 1e-2
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate", "num_mels", "window_length", "hop_length", "fft_length"):
+            if not 1 <= getattr(self, name) <= 1_000_000:
+                raise ValueError(f"{name}: expected 1 to 1000000, found {getattr(self, name)!r}")
+        if self.window_length > self.fft_length:
+            raise ValueError(f"window_length: expected at most the fft_length of {self.fft_length}, found {self.window_length!r}")
+        if not 0 <= self.min_frequency < self.max_frequency <= self.sample_rate / 2:
+            raise ValueError(
+                f"min_frequency, max_frequency: expected 0 <= min < max <= {self.sample_rate / 2:g} Hz, found "
+                f"{self.min_frequency!r} and {self.max_frequency!r}"
+            )
+        for name in ("log_floor", "min_std"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name}: expected more than 0, found {getattr(self, name)!r}")
 
 
 def num_frames(num_samples: int, config: FeatureConfig) -> int:

@@ -23,22 +23,22 @@ class TextError(ValueError):
 def normalise(text: str) -> str:
     """Return `text` as the project compares and learns it.
 
-    In this order: Unicode NFKC; lower case; typographic apostrophes become ', kept only inside or at the end of a word that
-    has letters on its left (don't, dogs'), dropped as quotation marks; hyphens, dashes and slashes become spaces; every other
-    punctuation mark and symbol is removed; white space collapses to single spaces. Letters of any script, combining
+    In this order: typographic apostrophes become '; Unicode NFKC; lower case; hyphens, dashes and slashes become spaces; every
+    other punctuation mark and symbol is removed; an apostrophe stays only inside or at the end of a word that has letters on its
+    left (don't, dogs'), as a quotation mark it is dropped; white space collapses to single spaces. Letters of any script, combining
     marks and digits stay: digits are not spelled out, because how they were read aloud is not known here.
     """
-    text = unicodedata.normalize("NFKC", text).lower().translate(_APOSTROPHES)
-    text = "".join(_replacement(character) for character in text)
-    text = re.sub(r"(?<!\w)'+", "", text)  # an apostrophe that opens a word is a quotation mark
-    return " ".join(text.split())
+    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()  # NFKC takes an acute accent apart
+    text = unicodedata.normalize("NFKC", "".join(_replacement(character) for character in text))
+    text = re.sub(r"(?<!\w)'+|''+", "", text)  # an apostrophe that opens a word is a quotation mark, and so are two together
+    return " ".join(unicodedata.normalize("NFKC", text).split())  # what was dropped may have stood before a combining mark
 
 
 def _replacement(character: str) -> str:
     category = unicodedata.category(character)
     if category[0] in "LMN" or character == "'":
         return character
-    if category in ("Pd", "Zs", "Cc", "Zl", "Zp") or character in "/_":
+    if category in ("Pd", "Zs", "Cc", "Zl", "Zp") or character in "/_\u2044\u2215":
         return " "
     return ""
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from asr.augment import AugmentConfig, spec_augment
-from asr.audio import load_audio
+from asr.audio import SAMPLE_RATE, load_audio
 from asr.checkpoint import (
     CheckpointError,
     load_model_folder,
@@ -33,13 +33,14 @@ from asr.checkpoint import (
     load_training_state,
     save_model_folder,
     save_training_state,
-    write_atomically,
 )
 from asr.ctc import collapse, ctc_loss, min_frames
-from asr.data import Batch, SpeechDataset, Utterance, collate, epoch_batches, read_manifest, utterance_seed
+from asr.data import Batch, SpeechDataset, collate, epoch_batches, utterance_seed
+from asr.manifest import Utterance, read_manifest
 from asr.features import LogMel
 from asr.logmel import FeatureConfig, num_frames
 from asr.model import AcousticModel, ModelConfig, output_length
+from asr.storage import write_atomically
 from asr.text import ENGLISH, Vocabulary
 from asr.wer import ErrorCounts, count_word_errors
 
@@ -99,6 +100,15 @@ class TrainConfig:
         for name in ("epochs", "batch_s", "accumulation", "learning_rate", "clip_norm", "validate_epochs"):
             if not 0 < getattr(self, name) < math.inf:
                 raise TrainingError(f"{name}: expected more than 0, found {getattr(self, name)!r}")
+        for name in ("seed", "warmup_epochs", "weight_decay", "consistency", "num_workers", "num_threads", "patience"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise TrainingError(f"{name}: expected 0 or more, found {getattr(self, name)!r}")
+        if not 0 <= self.ema_decay < 1:
+            raise TrainingError(f"ema_decay: expected 0 <= ema_decay < 1, found {self.ema_decay!r}")
+        if self.features.sample_rate != SAMPLE_RATE:
+            raise TrainingError(f"features.sample_rate: audio is read at {SAMPLE_RATE} Hz, found {self.features.sample_rate!r}")
+        if self.model.num_mels != self.features.num_mels:
+            raise TrainingError(f"model.num_mels: {self.model.num_mels} for features with {self.features.num_mels} mel bins")
         if self.model.vocabulary_size != len(self.vocabulary):
             raise TrainingError(f"model.vocabulary_size: {self.model.vocabulary_size} for {len(self.vocabulary)} tokens")
 
@@ -161,11 +171,11 @@ def train(config: TrainConfig, run_dir: str | os.PathLike[str], *, resume: bool 
         run = _start(config, run_dir, resume=resume, rank=rank, world=world, device=device)
         try:
             while run.progress.epoch < config.epochs:
-                _train_epoch(run)
-                _end_epoch(run)
                 if config.patience and run.progress.validations_since_best >= config.patience:
                     logger.info("stopped early: %d validations without a better dev WER", config.patience)
                     break
+                _train_epoch(run)
+                _end_epoch(run)
         finally:
             if run.tensorboard is not None:
                 run.tensorboard.close()
@@ -253,7 +263,7 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         train_set=SpeechDataset(
             train_utterances, vocabulary, augment=config.augment, noises=noises, fastest_speeds=fastest_speeds
         ),
-        dev_sets={Path(path).stem: read_manifest(path) for path in config.dev_manifests},
+        dev_sets=_read_dev_sets(config.dev_manifests, vocabulary),
         progress=progress,
         rank=rank,
         world=world,
@@ -264,6 +274,16 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
 
 def _read_all(paths: Sequence[str]) -> list[Utterance]:
     return [utterance for path in paths for utterance in read_manifest(path)]
+
+
+def _read_dev_sets(paths: Sequence[str], vocabulary: Vocabulary) -> dict[str, list[Utterance]]:
+    """Return the dev sets by their manifests' stems, or by their paths where stems repeat. Raises TextError for texts that cannot be spelt."""
+    stems = [Path(path).stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    dev_sets = {name: read_manifest(path) for name, path in zip(names, paths, strict=True)}
+    for utterances in dev_sets.values():
+        SpeechDataset(utterances, vocabulary)  # encodes the texts: an error belongs to the start, not to the end of the first epoch
+    return dev_sets
 
 
 def _fastest_speeds(utterances: Sequence[Utterance], vocabulary: Vocabulary, config: TrainConfig) -> list[float]:
@@ -339,7 +359,8 @@ def _train_epoch(run: Run) -> None:
         started = time.monotonic()
         num_tokens = sum(len(run.train_set.tokens[i]) for i in batch)
         epochs_done = progress.epoch + progress.batch / len(batches)
-        figures = _step(run, [next(iterator) for _ in range(config.accumulation)], num_tokens=num_tokens, epochs_done=epochs_done)
+        pieces_of_batch = [next(iterator) for _ in range(config.accumulation)]
+        figures = _step(run, pieces_of_batch, num_utterances=len(batch), num_tokens=num_tokens, epochs_done=epochs_done)
         progress.batch += 1
         progress.audio_s += sum(durations[i] for i in batch)
         progress.seconds += time.monotonic() - started
@@ -351,13 +372,16 @@ def _train_epoch(run: Run) -> None:
 
 
 def _piece_keys(batch: Sequence[int], run: Run, piece: int) -> list[tuple[int, int]]:
-    """Return (index, seed) of the part of a step's batch that this process computes in its `piece`-th pass; never empty."""
+    """Return (index, seed) of the part of a step's batch that this process computes in its `piece`-th pass.
+
+    Where nothing is left for it, it gets the first utterance, which _step then counts with weight 0: every process takes every pass.
+    """
     parts = run.world * run.config.accumulation
     mine = batch[piece * run.world + run.rank :: parts] or batch[:1]
     return [(index, utterance_seed(run.config.seed, run.progress.epoch, index)) for index in mine]
 
 
-def _step(run: Run, pieces: Sequence[Batch], *, num_tokens: int, epochs_done: float) -> dict[str, float]:
+def _step(run: Run, pieces: Sequence[Batch], *, num_utterances: int, num_tokens: int, epochs_done: float) -> dict[str, float]:
     """One update of the weights: the gradient of the loss a token over the step's whole batch, guarded, clipped, applied, averaged."""
     config, progress = run.config, run.progress
     run.network.train()
@@ -372,7 +396,8 @@ def _step(run: Run, pieces: Sequence[Batch], *, num_tokens: int, epochs_done: fl
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
         with contextlib.nullcontext() if last or run.world == 1 else run.wrapped.no_sync():  # type: ignore[operator]
-            loss = _piece_loss(run, piece, rng) / max(num_tokens, 1)
+            weight = 1.0 if number * run.world + run.rank < num_utterances else 0.0
+            loss = weight * _piece_loss(run, piece, rng) / max(num_tokens, 1)
             run.scaler.scale(loss * run.world).backward()  # DDP divides by the world's size
         total += loss.detach()
     if run.world > 1:
@@ -433,7 +458,8 @@ def _skip_step(run: Run, pieces: Sequence[Batch], *, loss: float, norm: float) -
     run.progress.bad_steps += 1
     names = ", ".join(name for piece in pieces for name in piece.names)
     logger.warning("step %d skipped: loss %s, gradient norm %s, in: %.300s", run.progress.step, loss, norm, names)
-    if run.progress.bad_steps >= MAX_BAD_STEPS and not run.scaler.is_enabled():
+    # In float16 overflows are a matter of course while the loss is scaled up: they count once the scale has gone below 1.
+    if run.progress.bad_steps >= MAX_BAD_STEPS and not (run.scaler.is_enabled() and run.scaler.get_scale() >= 1):
         raise TrainingError(
             f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite, the last at step {run.progress.step}; "
             f"the learning rate may be too high (now {run.config.learning_rate}); the states in {run.run_dir} are intact"

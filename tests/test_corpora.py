@@ -26,7 +26,7 @@ from asr.corpora.librispeech import ARCHIVES, EXPECTED, download_librispeech, pr
 from asr.corpora.ljspeech import download_ljspeech, prepare_ljspeech
 from asr.corpora.pack import prepare_noise, prepare_pack
 from asr.corpora.table import prepare_table
-from asr.data import Utterance, read_manifest
+from asr.manifest import Utterance, read_manifest
 
 RATE = 16_000
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from asr.corpora.validate import Finding, validate_manifest
-from asr.data import ManifestError
+from asr.manifest import ManifestError
 from asr.text import Vocabulary
 
 RATE = 16_000

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asr.audio import AudioError, audio_duration_s
-from asr.data import Utterance, write_manifest
+from asr.manifest import Utterance, write_manifest
 from asr.text import Vocabulary, normalise
 
 NUM_LISTED = 10

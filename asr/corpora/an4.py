@@ -28,7 +28,7 @@ from asr.corpora import (
     read_lines,
     write_manifests,
 )
-from asr.data import Utterance
+from asr.manifest import Utterance
 from asr.text import ENGLISH, Vocabulary
 
 EXPECTED = {"train": 948, "test": 130}

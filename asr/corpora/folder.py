@@ -24,7 +24,7 @@ from asr.corpora import (
     read_lines,
     write_manifests,
 )
-from asr.data import Utterance
+from asr.manifest import Utterance
 from asr.text import ENGLISH, Vocabulary
 
 # The second row cannot be read without conversion: it is here so that such files are reported, not overlooked.

@@ -18,7 +18,7 @@ from asr.corpora import (
     read_lines,
     write_manifests,
 )
-from asr.data import Utterance
+from asr.manifest import Utterance
 from asr.text import ENGLISH, Vocabulary
 
 TOLERANCE_S = 0.05

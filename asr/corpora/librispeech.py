@@ -20,7 +20,7 @@ from asr.corpora import (
     read_lines,
     write_manifests,
 )
-from asr.data import Utterance
+from asr.manifest import Utterance
 from asr.text import ENGLISH, Vocabulary
 
 EXPECTED = {

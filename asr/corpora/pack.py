@@ -27,7 +27,7 @@ from asr.corpora import (
     read_lines,
     write_manifests,
 )
-from asr.data import Utterance
+from asr.manifest import Utterance
 from asr.text import ENGLISH, Vocabulary
 
 SPLITS = ("train", "dev", "test")

@@ -21,7 +21,7 @@ from asr.corpora import (
     read_lines,
     write_manifests,
 )
-from asr.data import Utterance
+from asr.manifest import Utterance
 from asr.text import ENGLISH, Vocabulary
 
 AUDIO_COLUMNS = ("audio_filepath", "audio", "path", "file")

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from asr.audio import SAMPLE_RATE, AudioError, audio_duration_s, read_blocks
-from asr.data import ManifestError, Utterance, parse_line
+from asr.manifest import ManifestError, Utterance, parse_line
 from asr.text import ENGLISH, Vocabulary, normalise
 
 DURATION_TOLERANCE_S = 0.05

@@ -1,0 +1,194 @@
+"""The recipes run: --help of each, and each from end to end for one epoch on a miniature of its corpus, made here."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import runpy
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from asr.audio import SAMPLE_RATE
+from asr.checkpoint import load_model_folder, save_model_folder
+from asr.corpora import librispeech
+from asr.logmel import FeatureConfig
+from asr.model import AcousticModel, ModelConfig
+from asr.text import ENGLISH
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SCRIPTS = sorted(RECIPES.glob("*/*.py"))
+ONE_EPOCH = ("--epochs", "1", "--threads", "1")
+TEXTS = ("one two", "three", "four five")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # slow to import, and not what is tested
+    yield
+    torch.set_num_threads(num_threads)
+
+
+def waveform(seed: int, *, duration_s: float = 1.0) -> np.ndarray:
+    """A tone and noise, quiet at both ends."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(duration_s * SAMPLE_RATE)) / SAMPLE_RATE
+    tone = np.sin(2 * np.pi * rng.uniform(200, 2000) * t) + 0.1 * rng.standard_normal(len(t))
+    return (0.3 * np.sin(np.pi * t / duration_s) * tone).astype(np.float32)
+
+
+def audio_bytes(seed: int, *, format: str = "WAV") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform(seed), SAMPLE_RATE, format=format)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def write_pack(directory: Path, name: str) -> None:
+    """NAME.tar and NAME.jsonl: three clips to train on, two for dev, two for test."""
+    rows, members = [], {}
+    for number, split in enumerate(["train"] * 3 + ["dev"] * 2 + ["test"] * 2):
+        member = f"{name}/{name}-{number}.wav"
+        members[member] = audio_bytes(number)
+        text = TEXTS[number % len(TEXTS)]
+        rows.append({"audio_filepath": member, "duration": 1.0, "text": text, "speaker": "s", "split": split})
+    write_tar(directory / f"{name}.tar", members)
+    (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_librispeech(directory: Path) -> None:
+    """DIRECTORY/LibriSpeech/PART/SPEAKER/CHAPTER for each part."""
+    for number, part in enumerate(librispeech.PARTS):
+        chapter = directory / "LibriSpeech" / part / str(number) / "1"
+        chapter.mkdir(parents=True)
+        ids = [f"{number}-1-{index:04d}" for index in range(2)]
+        for index, id in enumerate(ids):
+            (chapter / f"{id}.flac").write_bytes(audio_bytes(index, format="FLAC"))
+        lines = [f"{id} {text.upper()}\n" for id, text in zip(ids, TEXTS, strict=False)]
+        (chapter / f"{number}-1.trans.txt").write_text("".join(lines))
+
+
+def run_recipe(script: Path, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a recipe's script as a command, in this process."""
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    runpy.run_path(str(script), run_name="__main__")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_help_of_every_recipe(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run_recipe(script, "--help", monkeypatch=monkeypatch)
+    assert not exit_info.value.code
+    assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "packs"),
+    [
+        ("an4", ["an4"]),
+        ("ljspeech", ["ljspeech"]),
+        ("librispeech", ["librispeech", "librispeech_recovered"]),
+    ],
+)
+def test_recipe_trains_and_scores_from_packs(
+    recipe: str, packs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for pack in packs:
+        write_pack(tmp_path, pack)
+    out = tmp_path / "run"
+    options = ["--corpora", tmp_path, "--data", tmp_path / "data", "--out", out]
+    run_recipe(RECIPES / recipe / "train.py", *options, *ONE_EPOCH, monkeypatch=monkeypatch)
+    assert (out / "best" / "config.json").is_file()
+    printed = capsys.readouterr().out
+    assert "WER % [95 %]" in printed and "1 epochs" in printed
+
+
+def test_ljspeech_starts_from_a_model_in_that_model_s_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pack(tmp_path, "ljspeech")
+    config = ModelConfig(num_layers=1, hidden_size=8, conv_channels=8)
+    save_model_folder(
+        tmp_path / "small", AcousticModel(config), features=FeatureConfig(), vocabulary=ENGLISH, info={}, card=""
+    )
+    out = tmp_path / "run"
+    options = ["--corpora", tmp_path, "--data", tmp_path / "data", "--out", out, "--init", tmp_path / "small"]
+    run_recipe(RECIPES / "ljspeech" / "train.py", *options, *ONE_EPOCH, monkeypatch=monkeypatch)
+    assert load_model_folder(out / "best").network["hidden_size"] == 8
+
+
+def test_english_trains_from_packs_with_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = RECIPES / "english" / "train.py"
+    for pack in runpy.run_path(str(script), run_name="recipe")["PACKS"]:
+        write_pack(tmp_path, pack)
+    write_tar(tmp_path / "noise.tar", {"noise/tap.wav": audio_bytes(0)})
+    out = tmp_path / "run"
+    options = ["--corpora", tmp_path, "--data", tmp_path / "data", "--out", out]
+    run_recipe(script, *options, *ONE_EPOCH, monkeypatch=monkeypatch)
+    assert (out / "best" / "config.json").is_file()
+    assert "dev WER" in capsys.readouterr().out
+
+
+def test_librispeech_trains_on_the_corpus_own_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_librispeech(tmp_path)
+    prepare = functools.partial(librispeech.prepare_librispeech, expected=None)
+    monkeypatch.setattr(librispeech, "prepare_librispeech", prepare)  # the parts are there: nothing is downloaded
+    options = ["--preset", "5h", "--data", tmp_path, "--out", tmp_path / "run"]
+    run_recipe(RECIPES / "librispeech" / "train.py", *options, *ONE_EPOCH, monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert "librispeech_test-clean" in printed and "librispeech_test-other" in printed
+    info = json.loads((tmp_path / "run" / "best" / "config.json").read_text())["info"]
+    assert list(info["dev_wer"]) == ["librispeech_dev-other"]
+
+
+def test_librispeech_presets_train_on_no_part_that_they_are_scored_on() -> None:
+    parts = runpy.run_path(str(RECIPES / "librispeech" / "train.py"), run_name="recipe")["PARTS"]
+    for trained_on, dev, test in parts.values():
+        assert len({*trained_on, *dev, *test}) == len(trained_on) + len(dev) + len(test)
+
+
+def test_cells_trains_all_four_and_plots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pack(tmp_path, "an4")
+    out = tmp_path / "runs"
+    options = ["--corpora", tmp_path, "--data", tmp_path / "data", "--out", out]
+    run_recipe(RECIPES / "cells" / "train.py", *options, *ONE_EPOCH, monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.count("WER % [95 %]") == 4
+    options = ["--runs", out, "--manifest", tmp_path / "data" / "an4_test.jsonl", "--distance", "10"]
+    run_recipe(RECIPES / "cells" / "plot.py", *options, monkeypatch=monkeypatch)
+    for picture in ("gradients.png", "learning.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("weight", [0.8, 1.0, 1.1])
+def test_gradient_through_a_linear_recurrence_is_its_weight_to_the_power_of_the_distance(weight: float) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(cell="rnn_relu", bidirectional=False, num_layers=1, hidden_size=8, conv_channels=8)
+    network = AcousticModel(config)
+    # No ReLU ever closes: h_t = w h_(t-1) + U x_t + b.
+    linear = {"weight_hh_l0": weight * torch.eye(8), "bias_ih_l0": torch.full((8,), 100.0)}
+    weights = {f"layers.0.forward_cell.{name}": tensor for name, tensor in linear.items()}
+    network.load_state_dict({**network.state_dict(), **weights})
+    gradient_norms = runpy.run_path(str(RECIPES / "cells" / "plot.py"), run_name="recipe")["gradient_norms"]
+    norms = gradient_norms(network, torch.randn(2, 80, 80), torch.tensor([80, 61]), max_distance=12)
+    np.testing.assert_allclose(norms, weight ** np.arange(13), rtol=1e-4)

@@ -1,17 +1,23 @@
-"""From a CTC network's log-probabilities to text: the greedy path and prefix beam search.
+"""From a CTC network's log-probabilities to text: the greedy path, and beam search with a language model, a lexicon and hotwords.
 
-Knows arrays and a vocabulary; nothing of audio, networks or files. Token 0 is the blank.
+Knows arrays and a vocabulary; nothing of audio, networks or files. Token 0 is the blank. The search itself is asr/search.py.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
 
-from asr.ctc import forced_align
-from asr.text import BLANK_ID, Vocabulary
+from asr import search
+from asr.lm import UNKNOWN_ID, LanguageModel
+from asr.search import NONE
+from asr.text import BLANK, BLANK_ID, Vocabulary
+
+NUM_RESERVED = 3  # <unk>, <s> and </s> come first among a language model's words
 
 
 class DecoderError(ValueError):
@@ -20,12 +26,58 @@ class DecoderError(ValueError):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One reading: its tokens and text, the frame where each token peaks, and its log-probability."""
+    """One reading, its times and what it scores."""
 
     tokens: tuple[int, ...]
-    text: str
-    frames: tuple[int, ...]
-    score: float
+    text: str  # of the tokens, white space at the ends or doubled taken out
+    frames: tuple[int, ...]  # where each token is most probable on the best path
+    score: float  # what hypotheses are ranked by
+    acoustic_score: float  # ln p(tokens) by the network; of greedy decoding that of one path
+    lm_score: float  # ln p(words) by the language model, 0 without
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """How to decode: `method` greedy or beam, and beam_search's settings of the same names."""
+
+    method: str = "greedy"
+    beam_size: int = 100
+    alpha: float = 0.5
+    beta: float = 1.5
+    unknown_penalty: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.method not in ("greedy", "beam"):
+            raise DecoderError(f"method: expected greedy or beam, found {self.method!r}")
+        if isinstance(self.beam_size, bool) or not isinstance(self.beam_size, int) or not 1 <= self.beam_size <= 10_000:
+            raise DecoderError(f"beam_size: expected 1 to 10000, found {self.beam_size!r}")
+        for name in ("alpha", "beta", "unknown_penalty"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise DecoderError(f"{name}: expected a finite number, found {value!r}")
+
+
+def decode(
+    log_probs: np.ndarray,
+    vocabulary: Vocabulary,
+    config: DecoderConfig,
+    *,
+    lm: LanguageModel | None = None,
+    hotwords: Mapping[str, float] | None = None,
+) -> Hypothesis:
+    """Return the best text of `log_probs` (T', V) by the method that the config names. Raises DecoderError."""
+    if config.method == "greedy":
+        return greedy_decode(log_probs, vocabulary)
+    return beam_search(
+        log_probs,
+        vocabulary,
+        beam_size=config.beam_size,
+        lm=lm,
+        alpha=config.alpha,
+        beta=config.beta,
+        unknown_penalty=config.unknown_penalty,
+        hotwords=hotwords,
+    )[0]
 
 
 def greedy_decode(log_probs: np.ndarray, vocabulary: Vocabulary) -> Hypothesis:
@@ -38,55 +90,153 @@ def greedy_decode(log_probs: np.ndarray, vocabulary: Vocabulary) -> Hypothesis:
     peaks = log_probs.max(axis=1)
     starts = np.flatnonzero(np.diff(best, prepend=-1))  # first frame of each run of one token
     ends = [*starts[1:], len(best)]
-    runs = [(int(best[s]), int(s + peaks[s:e].argmax())) for s, e in zip(starts, ends, strict=False) if best[s] != BLANK_ID]
+    runs = [
+        (int(best[s]), int(s + peaks[s:e].argmax())) for s, e in zip(starts, ends, strict=False) if best[s] != BLANK_ID
+    ]
     tokens, frames = tuple(token for token, _ in runs), tuple(frame for _, frame in runs)
-    return Hypothesis(tokens, vocabulary.decode(tokens), frames, float(peaks.sum(dtype=np.float64)))
+    score = float(peaks.sum(dtype=np.float64))
+    return Hypothesis(tokens, _text(tokens, vocabulary), frames, score, score, 0.0)
 
 
-def beam_search(log_probs: np.ndarray, vocabulary: Vocabulary, *, beam_size: int = 100) -> list[Hypothesis]:
-    """Return the most probable texts of `log_probs` (T', V), best first, each summed over all its paths.
+def beam_search(
+    log_probs: np.ndarray,
+    vocabulary: Vocabulary,
+    *,
+    beam_size: int = 100,
+    num_best: int = 1,
+    lm: LanguageModel | None = None,
+    alpha: float = 0.5,
+    beta: float = 1.5,
+    unknown_penalty: float = 10.0,
+    lexicon: Sequence[str] | None = None,
+    hotwords: Mapping[str, float] | None = None,
+    beam_threshold: float = 15.0,
+    token_threshold: float = -9.0,
+    blank_threshold: float = 0.999,
+) -> list[Hypothesis]:
+    """Return the `num_best` best texts of `log_probs` (T', V), best first, each summed over all its paths.
 
+        score = ln p(tokens) + alpha ln p(words) + beta (number of words) - unknown_penalty (unknown words) + hotwords
+
+    alpha, beta and unknown_penalty count only with a language model. A `lexicon` allows its words only. A hotword or phrase adds its
+    weight wherever it stands between spaces; while the search is inside one it is credited in parts, and no word of it counts as unknown.
+    Left out: prefixes that score `beam_threshold` less than the best, tokens with a log-probability below `token_threshold`, and
+    whatever competes with a blank more probable than `blank_threshold`.
     Hannun et al. 2014, "First-pass large vocabulary continuous speech recognition using bi-directional recurrent DNNs".
-    Raises DecoderError for log-probabilities that are not (T', V) numbers <= 0.
+    Raises DecoderError for log-probabilities that are not (T', V) numbers <= 0, and for settings that mean nothing.
     """
     log_probs = _checked(log_probs, vocabulary)
-    # A prefix's probability is kept in two parts: of the paths that end in a blank, and of those that end in its last token.
-    beam: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -np.inf)}
-    for frame in log_probs.astype(np.float64):
-        blank_paths: defaultdict[tuple[int, ...], float] = defaultdict(lambda: -np.inf)
-        token_paths: defaultdict[tuple[int, ...], float] = defaultdict(lambda: -np.inf)
-        for prefix, (ends_blank, ends_token) in beam.items():
-            total = np.logaddexp(ends_blank, ends_token)
-            blank_paths[prefix] = total + frame[BLANK_ID]
-            for token in range(1, len(frame)):
-                repeats = bool(prefix) and token == prefix[-1]
-                if repeats:  # without a blank between, the same token goes on; with one, it comes again
-                    token_paths[prefix] = np.logaddexp(token_paths[prefix], ends_token + frame[token])
-                longer = (*prefix, token)
-                start = ends_blank if repeats else total
-                token_paths[longer] = np.logaddexp(token_paths[longer], start + frame[token])
-        prefixes = blank_paths.keys() | token_paths.keys()
-        scores = {prefix: np.logaddexp(blank_paths[prefix], token_paths[prefix]) for prefix in prefixes}
-        beam = {p: (blank_paths[p], token_paths[p]) for p in _best(scores, beam_size) if scores[p] > -np.inf}
-    scores = {prefix: float(np.logaddexp(*parts)) for prefix, parts in beam.items()}
-    return [
-        Hypothesis(prefix, vocabulary.decode(prefix), _peaks(log_probs, prefix), scores[prefix])
-        for prefix in _best(scores, beam_size)
-    ]
+    if beam_size < 1 or num_best < 1:
+        raise DecoderError(f"expected a beam and a number of hypotheses of 1 or more, found {beam_size} and {num_best}")
+    if (
+        not math.isfinite(alpha + beta + unknown_penalty)
+        or np.isnan([beam_threshold, token_threshold, blank_threshold]).any()
+    ):
+        raise DecoderError(
+            "expected finite weights and thresholds that are numbers, found"
+            f" {(alpha, beta, unknown_penalty, beam_threshold, token_threshold, blank_threshold)}"
+        )
+    unknown_bonus = -math.inf if lexicon is not None else -float(unknown_penalty) if lm else 0.0
+    scorer = search.Scorer(
+        vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
+        float(alpha) if lm else 0.0,
+        float(beta) if lm else 0.0,
+        unknown_bonus,
+        *_lexicon_trie(vocabulary, lm, None if lexicon is None else tuple(lexicon)),
+        *_model_arrays(lm),
+        *_hotword_automaton(vocabulary, tuple((hotwords or {}).items())),
+    )
+    log_blank_threshold = math.log(blank_threshold) if blank_threshold > 0 else -math.inf
+    pruning = search.Pruning(beam_size, float(beam_threshold), float(token_threshold), log_blank_threshold)
+    num_searched = int((log_probs[:, BLANK_ID] <= log_blank_threshold).sum())
+    work = _work_memory(num_searched, beam_size, len(vocabulary))
+    results = np.empty(beam_size, search.RESULT)
+    count = _compiled_search()(log_probs, scorer, pruning, work, results)
+    return _hypotheses(log_probs, vocabulary, work.prefixes, results[:count], num_best)
 
 
-def _best(scores: dict[tuple[int, ...], float], size: int) -> list[tuple[int, ...]]:
-    return sorted(scores, key=lambda prefix: (-scores[prefix], prefix))[:size]
+@cache
+def _compiled_search() -> Callable[..., int]:
+    from asr import native  # not for greedy decoding
+
+    vocabulary = Vocabulary((BLANK,))
+    scorer = search.Scorer(
+        NONE,
+        0.0,
+        0.0,
+        0.0,
+        *_lexicon_trie(vocabulary, None, None),
+        *_model_arrays(None),
+        *_hotword_automaton(vocabulary, ()),
+    )
+    pruning = search.Pruning(1, 0.0, 0.0, 0.0)
+    example = (np.zeros((1, 1), np.float32), scorer, pruning, _work_memory(1, 1, 1), np.empty(1, search.RESULT))
+    return native.load(search, "search", example)
 
 
-def _peaks(log_probs: np.ndarray, tokens: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the frame where each token is most probable within its span on the best path."""
-    spans = forced_align(log_probs, tokens)
-    return tuple(s + int(log_probs[s:e, token].argmax()) for token, (s, e) in zip(tokens, spans, strict=True))
+def _work_memory(num_frames: int, beam_size: int, size: int) -> search.Work:
+    num_candidates = beam_size * size
+    return search.Work(
+        prefixes=np.empty(1 + num_frames * beam_size, search.PREFIX),
+        beam=np.empty(beam_size, search.ENTRY),
+        candidates=np.empty(num_candidates, search.ENTRY),
+        longer=np.empty(num_candidates, search.PREFIX),
+        scores=np.empty(num_candidates),
+    )
+
+
+def _hypotheses(
+    log_probs: np.ndarray, vocabulary: Vocabulary, prefixes: np.ndarray, results: np.ndarray, num_best: int
+) -> list[Hypothesis]:
+    """Return the best results with different texts."""
+    best: dict[str, Hypothesis] = {}
+    parents, last_tokens = prefixes["parent"], prefixes["token"]
+    for index in np.argsort(-results["score"], kind="stable"):
+        tokens = []
+        node = int(results["prefix"][index])
+        while node > 0:
+            tokens.append(int(last_tokens[node]))
+            node = int(parents[node])
+        tokens.reverse()
+        score, acoustic, lm_score = (float(results[name][index]) for name in ("score", "acoustic", "lm"))
+        if score == -math.inf:  # the lexicon allows none of the last words: they are left out
+            if best:
+                break
+            space = vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE
+            while tokens and tokens[-1] != space:
+                tokens.pop()
+        text = _text(tokens, vocabulary)
+        if text not in best:
+            best[text] = Hypothesis(tuple(tokens), text, _peaks(log_probs, tokens), score, acoustic, lm_score)
+        if len(best) == num_best:
+            break
+    return list(best.values())
+
+
+def _text(tokens: Sequence[int], vocabulary: Vocabulary) -> str:
+    return " ".join(vocabulary.decode(tokens).split())
+
+
+def _peaks(log_probs: np.ndarray, tokens: Sequence[int]) -> tuple[int, ...]:
+    """Return the frame where each token is most probable within its span on the best path that spells them."""
+    num_states = 2 * len(tokens) + 1
+    peaks = np.zeros(len(tokens), np.int32)
+    memory = np.empty(num_states), np.empty((len(log_probs), num_states), np.int8)
+    _compiled_align()(log_probs, np.array(tokens, np.int32), *memory, peaks)
+    return tuple(peaks.tolist())
+
+
+@cache
+def _compiled_align() -> Callable[..., int]:
+    from asr import native
+
+    integers = np.zeros(1, np.int32)
+    example = np.zeros((1, 1), np.float32), integers, np.zeros(1), np.zeros((1, 1), np.int8), integers
+    return native.load(search, "align", example)
 
 
 def _checked(log_probs: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    log_probs = np.asarray(log_probs)
+    log_probs = np.ascontiguousarray(log_probs, np.float32)
     if log_probs.ndim != 2 or log_probs.shape[1] != len(vocabulary):
         raise DecoderError(
             f"expected log-probabilities of shape (frames, {len(vocabulary)}) for this vocabulary, found {log_probs.shape};"
@@ -99,3 +249,116 @@ def _checked(log_probs: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
             " the network's weights or its input are broken, or its output is not normalised"
         )
     return log_probs
+
+
+# --- what scores words -----------------------------------------------------------------------------------------------
+
+
+def _model_arrays(lm: LanguageModel | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the lm_ fields of search.Scorer."""
+    if lm is None:
+        integers, numbers = np.zeros(0, np.int32), np.zeros(0, np.float32)
+        return integers, integers, numbers, numbers, integers
+    return lm.first_child, lm.word, lm.log_prob, lm.backoff, lm.suffix
+
+
+@lru_cache(maxsize=4)
+def _lexicon_trie(
+    vocabulary: Vocabulary, lm: LanguageModel | None, lexicon: tuple[str, ...] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the lexicon_ fields of search.Scorer: a trie of the lexicon, by default the language model's words, over tokens.
+
+    Words that the vocabulary cannot spell are left out.
+    """
+    if lexicon is not None and not any(lexicon):
+        raise DecoderError("expected words in the lexicon, found none; leave the lexicon out to allow every word")
+    if lexicon is not None:
+        words = list(filter(None, lexicon))
+        ids = np.array([lm.word_ids.get(word, UNKNOWN_ID) if lm else UNKNOWN_ID for word in words], np.int32)
+    else:
+        words = list(lm.words[NUM_RESERVED:]) if lm else []
+        ids = np.arange(NUM_RESERVED, NUM_RESERVED + len(words), dtype=np.int32)
+    codes, rows = _spelled(words, vocabulary)
+    ids = ids[rows]
+    if words and not len(rows):
+        raise DecoderError(
+            f"expected words that the vocabulary can spell, found {words[0]!r} and the like; they do not fit"
+        )
+    num_words, length = codes.shape
+    inside = codes != BLANK_ID
+    # A row's places have nodes of their own from where it first differs from the row above; before, it shares that row's.
+    as_above = np.vstack([np.zeros((1, length), bool), codes[1:] == codes[:-1]])[:num_words]
+    is_new = inside & ~np.logical_and.accumulate(as_above, axis=1)
+    depth, row = np.nonzero(is_new.T)  # nodes 1, 2, ... by depth, then by row: the children of one node are neighbours
+    node_at = np.cumsum(is_new.T.ravel()).reshape(length, num_words)  # (L, W)
+    parent = np.where(depth > 0, node_at[depth - 1, row], 0)
+    first_child = 1 + np.concatenate([[0], np.cumsum(np.bincount(parent, minlength=1 + len(parent)))])
+    ends = node_at[inside.sum(axis=1) - 1, np.arange(num_words)]
+    word = np.full(1 + len(parent), NONE, np.int32)
+    word[ends] = ids
+    best = np.full(1 + len(parent), -np.inf)
+    best[ends] = lm.log_prob[1 + ids] if lm else 0.0
+    for nodes in reversed(np.split(np.arange(1, 1 + len(parent)), np.flatnonzero(np.diff(depth)) + 1)):  # deepest first
+        np.maximum.at(best, parent[nodes - 1], best[nodes])
+    best = np.append(best, lm.log_prob[1 + UNKNOWN_ID] if lm else 0.0)  # the last, [NONE]: of words outside the lexicon
+    return first_child.astype(np.int32), np.append([NONE], codes[row, depth]).astype(np.int32), word, best
+
+
+def _spelled(words: Sequence[str], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Return the words that the vocabulary can spell, in the order of their tokens: tokens (W, L), blanks behind; indices (W,)."""
+    token_of = np.full(0x110000, NONE, np.int32)  # by code point
+    token_of[0] = BLANK_ID  # numpy pads strings with zeros
+    token_of[[ord(token) for token in vocabulary.tokens[1:] if token != " "]] = [
+        i for i, token in enumerate(vocabulary.tokens) if i != BLANK_ID and token != " "
+    ]
+    text = np.array(words or [" "])
+    codes = token_of[text.view(np.uint32).reshape(len(text), -1)]  # (W, L)
+    rows = np.flatnonzero((codes != NONE).all(axis=1))
+    as_text = codes[rows].astype(np.uint32).view(f"U{codes.shape[1]}").ravel()  # sorts like the tokens
+    rows = rows[np.argsort(as_text, kind="stable")]
+    return codes[rows], rows
+
+
+@lru_cache(maxsize=4)
+def _hotword_automaton(
+    vocabulary: Vocabulary, hotwords: tuple[tuple[str, float], ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the hotword_ fields of search.Scorer: an automaton that finds the phrases, each from a space to a space.
+
+    Aho and Corasick 1975, "Efficient string matching: an aid to bibliographic search": a state is the longest beginning of a phrase
+    that the tokens so far end with.
+    """
+    children: list[dict[int, int]] = [{}]
+    depth, bonus, outlook = [0], [0.0], [0.0]
+    for phrase, weight in hotwords:
+        spelled = f" {' '.join(phrase.split())} "
+        if not phrase.strip() or not math.isfinite(weight):
+            raise DecoderError(f"expected hotwords with finite weights, found {phrase!r} with {weight}")
+        if foreign := vocabulary.unknown(spelled):
+            raise DecoderError(f"the hotword {phrase!r} has characters that the vocabulary lacks: {foreign}")
+        tokens = vocabulary.encode(spelled)
+        state = 0
+        for position, token in enumerate(tokens):
+            if token not in children[state]:
+                children[state][token] = len(children)
+                children.append({})
+                depth.append(position + 1)
+                bonus.append(0.0)
+                outlook.append(0.0)
+            state = children[state][token]
+            if position < len(tokens) - 1:
+                outlook[state] = max(outlook[state], weight * position / (len(tokens) - 1))
+        bonus[state] += weight
+    following = np.zeros((len(children), len(vocabulary)), np.int32)  # (S, V)
+    fallback = [0] * len(children)  # the longest other beginning that the state's tokens end with
+    queue = [0]
+    for state in queue:  # by depth, as the states behind are appended
+        following[state] = following[fallback[state]]
+        if state:
+            bonus[state] += bonus[fallback[state]]
+            outlook[state] = max(outlook[state], outlook[fallback[state]])
+        for token, child in children[state].items():
+            fallback[child] = int(following[state, token])
+            following[state, token] = child
+            queue.append(child)
+    return following, np.array(depth, np.int32), np.array(outlook), np.array(bonus)

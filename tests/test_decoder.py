@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
-from asr.ctc import collapse
+from asr.ctc import collapse, forced_align
 from asr.decoder import DecoderError, beam_search, greedy_decode
+from asr.lm import LanguageModel, train
 from asr.text import BLANK, ENGLISH, Vocabulary
 
 SMALL = Vocabulary((BLANK, " ", "a", "b"))
@@ -19,7 +22,7 @@ def random_log_probs(rng: np.random.Generator, num_frames: int, size: int, *, sc
     return (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32)
 
 
-def all_texts(log_probs: np.ndarray) -> dict[tuple[int, ...], float]:
+def all_prefixes(log_probs: np.ndarray) -> dict[tuple[int, ...], float]:
     """Log-probability of every token sequence: the sum over all V ** T' paths."""
     num_frames, size = log_probs.shape
     totals: dict[tuple[int, ...], float] = {}
@@ -30,21 +33,79 @@ def all_texts(log_probs: np.ndarray) -> dict[tuple[int, ...], float]:
     return totals
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_beam_search_with_a_wide_beam_equals_the_sum_over_all_paths(seed: int) -> None:
+def occurrences(phrase: str, text: str) -> int:
+    words, wanted = text.split(), phrase.split()
+    return sum(words[i : i + len(wanted)] == wanted for i in range(len(words)))
+
+
+def by_enumeration(
+    log_probs: np.ndarray,
+    *,
+    model: LanguageModel | None = None,
+    alpha: float = 0.0,
+    beta: float = 0.0,
+    unknown_penalty: float = 0.0,
+    lexicon: Sequence[str] | None = None,
+    hotwords: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Score of every text, by the definition; of several spellings of one text (spaces around it or doubled) that of the best."""
+    hotwords = hotwords or {}
+    scores: dict[str, float] = {}
+    for tokens, score in all_prefixes(log_probs).items():
+        words = "".join(SMALL.tokens[token] for token in tokens).split()
+        text = " ".join(words)
+        if model:
+            score += alpha * float(model.score_sentences([text])[0]) + beta * len(words)
+            hot = {word for phrase in hotwords if occurrences(phrase, text) for word in phrase.split()}
+            score -= unknown_penalty * sum(word not in model.word_ids and word not in hot for word in words)
+        if lexicon is not None and not set(words) <= set(lexicon):
+            continue
+        score += sum(weight * occurrences(phrase, text) for phrase, weight in hotwords.items())
+        scores[text] = max(score, scores.get(text, -np.inf))
+    return scores
+
+
+MODEL = train(["a b a", "ab b", "ba ab a", "b a"], order=3)
+EXACT = {
+    "beam_size": 5000,
+    "num_best": 5000,
+    "beam_threshold": np.inf,
+    "token_threshold": -np.inf,
+    "blank_threshold": 1.0,
+}
+CASES: dict[str, dict] = {
+    "acoustic": {},
+    "model": {"model": MODEL, "alpha": 0.8, "beta": 0.7, "unknown_penalty": 1.5},
+    "lexicon": {"lexicon": ["a", "ab", "aba"]},
+    "model and lexicon": {"model": MODEL, "alpha": 0.5, "beta": 2.0, "lexicon": ["a", "ab", "aba"]},
+    "hotwords": {"hotwords": {"ab": 1.5, "b a": 2.0, "a": 0.5, "a ab a": 3.0}},
+    "model and hotwords": {
+        "model": MODEL,
+        "alpha": 0.8,
+        "beta": 0.7,
+        "unknown_penalty": 4.0,
+        "hotwords": {"aba": 3.0, "bb": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", range(12))
+def test_beam_search_with_a_wide_beam_equals_the_sum_over_all_paths(seed: int, case: str) -> None:
     rng = np.random.default_rng(seed)
-    num_frames, size = int(rng.integers(1, 6)), int(rng.integers(2, 5))
-    vocabulary = Vocabulary(SMALL.tokens[:size])
-    log_probs = random_log_probs(rng, num_frames, size)
-    expected = all_texts(log_probs)
-    found = {hypothesis.tokens: hypothesis.score for hypothesis in beam_search(log_probs, vocabulary, beam_size=10_000)}
+    log_probs = random_log_probs(rng, int(rng.integers(1, 6)), 4)
+    expected = by_enumeration(log_probs, **CASES[case])
+    settings = {{"model": "lm"}.get(name, name): value for name, value in CASES[case].items()}
+    found = {hypothesis.text: hypothesis.score for hypothesis in beam_search(log_probs, SMALL, **EXACT, **settings)}
     assert found.keys() == expected.keys()
-    assert all(found[tokens] == pytest.approx(expected[tokens], abs=1e-9) for tokens in expected)
+    assert all(found[text] == pytest.approx(expected[text], abs=1e-5) for text in expected)
 
 
-def test_hypotheses_come_best_first() -> None:
-    scores = [h.score for h in beam_search(random_log_probs(np.random.default_rng(0), 5, 4), SMALL)]
-    assert scores == sorted(scores, reverse=True)
+def test_a_vocabulary_without_a_space_writes_one_word() -> None:
+    log_probs = random_log_probs(np.random.default_rng(0), 5, 3)
+    best = max(all_prefixes(log_probs).items(), key=lambda item: item[1])
+    found = beam_search(log_probs, Vocabulary((BLANK, "a", "b")), **EXACT)[0]
+    assert (found.tokens, found.score) == (best[0], pytest.approx(best[1]))
 
 
 def test_beam_search_finds_the_text_whose_paths_are_many_where_greedy_takes_the_best_path() -> None:
@@ -58,7 +119,7 @@ def test_greedy_merges_repeats_and_drops_blanks_and_peaks_inside_the_run() -> No
     log_probs = np.full((8, 4), np.log(0.1), np.float32)
     log_probs[np.arange(8), path] = np.log([0.7, 0.6, 0.7, 0.7, 0.7, 0.7, 0.6, 0.7])
     hypothesis = greedy_decode(log_probs, SMALL)
-    assert (hypothesis.text, hypothesis.tokens, hypothesis.frames) == ("aab ", (2, 2, 3, 1), (2, 4, 5, 7))
+    assert (hypothesis.text, hypothesis.tokens, hypothesis.frames) == ("aab", (2, 2, 3, 1), (2, 4, 5, 7))
     assert hypothesis.score == pytest.approx(6 * np.log(0.7) + 2 * np.log(0.6), abs=1e-5)
 
 
@@ -91,3 +152,142 @@ def test_a_frame_where_nothing_is_possible_is_an_error(decode) -> None:
 def test_another_vocabulary_than_the_models_is_an_error(decode) -> None:
     with pytest.raises(DecoderError, match="do not belong together"):
         decode(random_log_probs(np.random.default_rng(1), 6, 29), SMALL)
+
+
+def spoken(text: str, rng: np.random.Generator, *, noise: float = 1.0) -> np.ndarray:
+    """Log-probabilities of a network that hears `text` with doubts: two to four frames a token, mostly blanks."""
+    rows = []
+    for token in ENGLISH.encode(text):
+        for position in range(int(rng.integers(2, 5))):
+            logits = rng.normal(0, noise, len(ENGLISH))
+            logits[token if position == 0 else 0] += 6
+            rows.append(logits)
+    logits = np.array(rows)
+    return (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32)
+
+
+def plain_beam_search(log_probs: np.ndarray, beam_size: int) -> dict[tuple[int, ...], float]:
+    """Prefix beam search with dictionaries, as the paper has it."""
+    beam: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -np.inf)}
+    for frame in log_probs.astype(np.float64):
+        blank: defaultdict[tuple[int, ...], float] = defaultdict(lambda: -np.inf)
+        token: defaultdict[tuple[int, ...], float] = defaultdict(lambda: -np.inf)
+        for prefix, (ends_blank, ends_token) in beam.items():
+            total = np.logaddexp(ends_blank, ends_token)
+            blank[prefix] = total + frame[0]
+            if prefix:
+                token[prefix] = np.logaddexp(token[prefix], ends_token + frame[prefix[-1]])
+            for k in range(1, len(frame)):
+                start = ends_blank if prefix and k == prefix[-1] else total
+                token[*prefix, k] = np.logaddexp(token[*prefix, k], start + frame[k])
+        scores = {prefix: np.logaddexp(blank[prefix], token[prefix]) for prefix in blank.keys() | token.keys()}
+        beam = {p: (blank[p], token[p]) for p in sorted(scores, key=lambda p: -scores[p])[:beam_size]}
+    return {prefix: float(np.logaddexp(*parts)) for prefix, parts in beam.items()}
+
+
+@pytest.mark.parametrize("beam_size", [1, 3, 20])
+def test_a_narrow_beam_equals_the_plain_search(beam_size: int) -> None:
+    log_probs = spoken("the cat", np.random.default_rng(beam_size), noise=2.0)
+    settings = {**EXACT, "beam_size": beam_size}
+    expected = plain_beam_search(log_probs, beam_size)
+    for hypothesis in beam_search(log_probs, ENGLISH, **settings):
+        assert hypothesis.score == pytest.approx(expected[hypothesis.tokens], abs=1e-6)
+    assert beam_search(log_probs, ENGLISH, **settings)[0].score == pytest.approx(max(expected.values()), abs=1e-6)
+
+
+WORDS = train(["the cat sat on the mat", "the dog sat on the cat", "a cat and a dog", "vercel is a company"], order=3)
+
+
+def test_pruning_and_skipping_blanks_change_no_clear_text() -> None:
+    log_probs = spoken("the cat sat on a dog", np.random.default_rng(1))
+    exact = beam_search(log_probs, ENGLISH, lm=WORDS, **{**EXACT, "beam_size": 200, "num_best": 1})[0]
+    pruned = beam_search(log_probs, ENGLISH, lm=WORDS, blank_threshold=0.9)[0]
+    assert pruned.text == exact.text == "the cat sat on a dog"
+    assert pruned.score == pytest.approx(exact.score, abs=0.2)
+
+
+def misheard(text: str, *, heard: str, at: int) -> np.ndarray:
+    """Log-probabilities of a network that takes the character of `text` at index `at` for another one."""
+    log_probs = spoken(text, np.random.default_rng(0), noise=0.3)
+    frame = greedy_decode(log_probs, ENGLISH).frames[at]
+    log_probs[frame] = np.log(0.1 / len(ENGLISH))
+    log_probs[frame, ENGLISH.encode(heard)] = np.log(0.6)
+    log_probs[frame, ENGLISH.encode(text[at])] = np.log(0.3)
+    return log_probs
+
+
+def test_the_language_model_decides_where_the_sound_does_not() -> None:
+    log_probs = misheard("the cat sat on the mat", heard="b", at=-3)
+    assert greedy_decode(log_probs, ENGLISH).text == "the cat sat on the bat"
+    found = beam_search(log_probs, ENGLISH, lm=WORDS)[0]
+    assert found.text == "the cat sat on the mat"
+    assert found.lm_score == pytest.approx(WORDS.score_sentences([found.text])[0], abs=1e-4)
+    assert found.score == pytest.approx(found.acoustic_score + 0.5 * found.lm_score + 1.5 * 6)
+
+
+def test_a_hotword_is_heard_and_its_credit_is_taken_back_where_it_breaks_off() -> None:
+    log_probs = spoken("the cat vercing sat", np.random.default_rng(3), noise=0.3)
+    plain = beam_search(log_probs, ENGLISH)[0]
+    hot = beam_search(log_probs, ENGLISH, hotwords={"vercingetorix": 8.0})[0]
+    assert (hot.text, hot.score) == (plain.text, pytest.approx(plain.score, abs=0.05))
+    log_probs = misheard("the cat vercingetorix sat", heard="k", at=len("the cat vercingetori"))
+    assert beam_search(log_probs, ENGLISH, lm=WORDS)[0].text != "the cat vercingetorix sat"
+    assert (
+        beam_search(log_probs, ENGLISH, lm=WORDS, hotwords={"vercingetorix": 8.0})[0].text
+        == "the cat vercingetorix sat"
+    )
+
+
+def test_only_words_of_the_lexicon_appear() -> None:
+    log_probs = spoken("the catt sat onn the mat", np.random.default_rng(4))
+    assert beam_search(log_probs, ENGLISH, lexicon=WORDS.words)[0].text == "the cat sat on the mat"
+    cut = log_probs[: len(log_probs) - 5]  # in the middle of a word
+    assert set(beam_search(cut, ENGLISH, lexicon=["the", "sat", "on", "matt"])[0].text.split()) <= {
+        "the",
+        "sat",
+        "on",
+        "matt",
+    }
+    assert beam_search(spoken("q", np.random.default_rng(5)), ENGLISH, lexicon=["the"], beam_size=1)[0].text == ""
+
+
+def test_frames_rise_and_lie_where_the_tokens_peak() -> None:
+    log_probs = spoken("the cat", np.random.default_rng(6), noise=0.5)
+    found = beam_search(log_probs, ENGLISH)[0]
+    assert found.frames == greedy_decode(log_probs, ENGLISH).frames
+    assert sorted(set(found.frames)) == list(found.frames)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_frames_are_the_peaks_of_the_forced_alignment(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    log_probs = random_log_probs(rng, int(rng.integers(1, 30)), 4)
+    for hypothesis in beam_search(log_probs, SMALL, num_best=5):
+        spans = forced_align(log_probs, hypothesis.tokens)
+        peaks = [s + int(log_probs[s:e, k].argmax()) for k, (s, e) in zip(hypothesis.tokens, spans, strict=True)]
+        assert list(hypothesis.frames) == peaks
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beam_size": 0}, "1 or more"),
+        ({"num_best": 0}, "1 or more"),
+        ({"alpha": np.nan}, "finite"),
+        ({"beam_threshold": np.nan}, "numbers"),
+        ({"hotwords": {"": 3.0}}, "hotwords"),
+        ({"hotwords": {" ": 3.0}}, "hotwords"),
+        ({"hotwords": {"word": np.inf}}, "finite"),
+        ({"hotwords": {"naïve": 1.0}}, "naïve"),
+        ({"lexicon": ["été"]}, "cannot spell|can spell"),
+        ({"lexicon": []}, "lexicon"),
+    ],
+)
+def test_settings_that_mean_nothing_are_errors(settings: dict, message: str) -> None:
+    with pytest.raises(DecoderError, match=message):
+        beam_search(random_log_probs(np.random.default_rng(1), 6, 29), ENGLISH, **settings)
+
+
+def test_a_model_in_another_script_is_an_error() -> None:
+    with pytest.raises(DecoderError, match="do not fit"):
+        beam_search(random_log_probs(np.random.default_rng(1), 6, 29), ENGLISH, lm=train(["привет мир"], order=2))

@@ -1,0 +1,154 @@
+"""Machine code for plain loops: compiled once on each machine by numba, kept in a folder, and loaded from there without numba.
+
+Importing numba and waking its compiler takes half a second, which every process would pay; loading what it made takes a hundredth of
+that. Knows nothing of what the loops compute.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+
+def load(module: ModuleType, name: str, example: tuple[Any, ...]) -> Callable[..., int]:
+    """Return the function `name` of `module` as machine code for arguments of the types in `example`.
+
+    The functions of the module may use numbers, C-contiguous arrays, named tuples of these, and one another, but no Python objects. This
+    one returns an int. The machine code checks no index.
+    """
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    file_name = f"{module.__name__}.{name}-{_fingerprint(module, example)}.o"
+    for folder in _folders():
+        if code := _read(folder / file_name):
+            return _link(code, example)
+    logger.warning("compiling %s.%s for this machine; this happens once and takes a few seconds", module.__name__, name)
+    code = _compile(module, name, example)
+    _keep(code, file_name)
+    return _link(code, example)
+
+
+def _compile(module: ModuleType, name: str, example: tuple[Any, ...]) -> bytes:
+    """Return the function's symbol, a line break, and its object code."""
+    import numba
+
+    options: dict[str, Any] = {
+        "error_model": "numpy",
+        "no_cpython_wrapper": True,
+        "no_cfunc_wrapper": True,
+        "_nrt": False,
+    }
+    namespace = dict(vars(module))
+    for key, value in vars(module).items():
+        if isinstance(value, FunctionType) and value.__module__ == module.__name__:
+            function = FunctionType(value.__code__, namespace, key)
+            namespace[key] = numba.njit(**options)(function)
+    compiled = namespace[name]
+    signature = tuple(map(numba.typeof, example))
+    compiled.compile(signature)
+    unit = llvm.parse_assembly(compiled.inspect_llvm(signature))
+    symbol: str = compiled.overloads[signature].fndesc.llvm_func_name
+    return symbol.encode() + b"\n" + bytes(_machine().emit_object(unit))
+
+
+def _machine() -> llvm.TargetMachine:
+    features = llvm.get_host_cpu_features().flatten()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True
+    )
+
+
+def _link(code: bytes, example: tuple[Any, ...]) -> Callable[..., int]:
+    """Load object code into this process."""
+    symbol, _, binary = code.partition(b"\n")
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(binary))
+    engine.finalize_object()
+    function = ctypes.CFUNCTYPE(ctypes.c_int32)(engine.get_function_address(symbol.decode()))
+    types = _types(example)
+
+    def call(*arguments: Any) -> int:
+        if _types(arguments) != types:
+            raise TypeError(f"compiled for {types}, called with {_types(arguments)}")
+        result, error = ctypes.c_int64(), ctypes.c_void_p()
+        status = function(ctypes.byref(result), ctypes.byref(error), *_flat(arguments))
+        assert status == 0, "loops without Python objects raise nothing"
+        return result.value
+
+    call.engine = engine  # type: ignore[attr-defined]  # the code lives as long as its engine
+    return call
+
+
+def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    """Yield what the machine is given, as numba passes it: of an array owner, parent, size, item size, data, shape and strides."""
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _flat(argument)
+        elif isinstance(argument, np.ndarray):
+            words = (0, 0, argument.size, argument.itemsize, argument.ctypes.data, *argument.shape, *argument.strides)
+            yield from map(ctypes.c_int64, words)
+        else:
+            yield ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
+
+
+def _types(arguments: tuple[Any, ...]) -> list[Any]:
+    """Name what the code is compiled for."""
+    return [
+        _types(a)
+        if isinstance(a, tuple)
+        else (a.dtype, a.ndim, a.flags.c_contiguous)
+        if isinstance(a, np.ndarray)
+        else type(a)
+        for a in arguments
+    ]
+
+
+def _fingerprint(module: ModuleType, example: tuple[Any, ...]) -> str:
+    """Name everything that machine code depends on."""
+    assert module.__file__ is not None
+    parts = [
+        Path(module.__file__).read_bytes(),
+        _types(example),
+        llvmlite.__version__,
+    ]  # numba needs one version of llvmlite
+    parts += [llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _folders() -> list[Path]:
+    """Where machine code may lie: beside this file or, where that is not writable, in the user's cache."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return [Path(__file__).parent / "__pycache__", user / "asr"]
+
+
+def _read(path: Path) -> bytes:
+    """Return the code in a file, nothing if there is none or it is damaged."""
+    try:
+        digest, _, code = path.read_bytes().partition(b"\n")
+    except OSError:
+        return b""
+    return code if digest == hashlib.sha256(code).hexdigest().encode() else b""
+
+
+def _keep(code: bytes, file_name: str) -> None:
+    for folder in _folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = folder / f"{file_name}.{os.getpid()}"
+            temporary.write_bytes(hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
+            temporary.replace(folder / file_name)
+            return
+        except OSError as error:
+            logger.info("%s: %s", folder, error)

@@ -1,0 +1,366 @@
+"""The inner loops of beam search: plain loops over numbers in flat arrays, to be compiled. asr/decoder.py fills the arrays.
+
+A trie lays the children of a node side by side, sorted by label: they are the nodes first_child[n] to first_child[n + 1] - 1. Node 0
+is its root, and NONE no node.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BLANK = 0
+NONE = -1
+UNKNOWN_ID, END_ID, START_STATE = 0, 2, 2  # as asr/lm.py has them
+
+# A prefix is a sequence of tokens, kept as its parent and one token more. What it says of words depends on its tokens alone.
+PREFIX = np.dtype(
+    [
+        ("parent", np.int32),
+        ("token", np.int32),
+        ("first_child", np.int32),  # its longer prefixes met so far, as a linked list
+        ("next_sibling", np.int32),
+        ("slot", np.int32),  # its place in the beam
+        ("lexicon", np.int32),  # node of its unfinished last word, NONE if that begins no word of the lexicon
+        ("word_length", np.int32),  # tokens of the unfinished word
+        ("lm_state", np.int32),  # after the finished words
+        ("hotword", np.int32),  # state of the hotwords' automaton
+        ("end_state", np.int32),  # lm_state if the word ends here, NONE if not asked yet
+        ("end_lm", np.float64),  # and what that adds to lm and bonus
+        ("end_bonus", np.float64),
+        ("lm", np.float64),  # ln p of the finished words
+        ("bonus", np.float64),  # for finished words and hotwords
+        ("outlook", np.float64),  # for the unfinished ones; taken back when they are finished
+    ],
+    align=True,
+)
+# A prefix in the beam: the log-probability of its paths that end in a blank, and of those that end in its last token.
+ENTRY = np.dtype(
+    [("prefix", np.int32), ("blank", np.float64), ("token", np.float64), ("score", np.float64)], align=True
+)
+RESULT = np.dtype(
+    [("prefix", np.int32), ("acoustic", np.float64), ("lm", np.float64), ("score", np.float64)], align=True
+)
+
+
+class Scorer(NamedTuple):
+    """What scores prefixes beside the acoustic model."""
+
+    space: int  # token, NONE without
+    alpha: float
+    word_bonus: float
+    unknown_bonus: float  # for words outside the lexicon, -inf forbids them
+    lexicon_first_child: Any
+    lexicon_token: Any
+    lexicon_word: Any  # id of the word that ends at a node, NONE without
+    lexicon_best: Any  # ln p of the most probable word that begins so
+    lm_first_child: Any  # without model: of length 0
+    lm_word: Any
+    lm_log_prob: Any
+    lm_backoff: Any
+    lm_suffix: Any
+    hotword_next: Any  # (states, V): state after a token
+    hotword_depth: Any  # tokens matched
+    hotword_outlook: Any  # credit for a phrase begun
+    hotword_bonus: Any  # for the phrases that end here
+
+
+class Pruning(NamedTuple):
+    """What the search leaves out."""
+
+    beam_size: int
+    beam_threshold: float  # prefixes that score so much less than the best
+    token_threshold: float  # tokens with a smaller log-probability
+    blank_threshold: float  # every token beside a blank with a greater log-probability
+
+
+class Work(NamedTuple):
+    """Memory to search in."""
+
+    prefixes: Any  # (1 + T' * beam_size,) PREFIX
+    beam: Any  # (beam_size,) ENTRY
+    candidates: Any  # (beam_size * V,) ENTRY: first the beam's own, then those with one token more
+    longer: Any  # (beam_size * V,) PREFIX: what each candidate would be as a prefix, if it is new
+    scores: Any  # (beam_size * V,)
+
+
+def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results: Any) -> int:
+    """Search the most probable prefixes of `log_probs` (T', V), write them to `results` unsorted and return how many there are."""
+    _root(work.prefixes[0], scorer)
+    work.beam[0].prefix = 0
+    work.beam[0].blank = 0.0
+    work.beam[0].token = -math.inf
+    size = num_prefixes = 1
+    for t in range(log_probs.shape[0]):
+        if log_probs[t, BLANK] > pruning.blank_threshold:
+            for s in range(size):
+                work.beam[s].blank = _add(work.beam[s].blank, work.beam[s].token) + log_probs[t, BLANK]
+                work.beam[s].token = -math.inf
+        else:
+            count = _extend_beam(log_probs[t], scorer, pruning, work, size)
+            size, num_prefixes = _keep_best(pruning, work, size, count, num_prefixes)
+    for s in range(size):
+        _finish(work.prefixes, work.beam[s], scorer, results[s])
+    return size
+
+
+def _root(prefix: Any, scorer: Scorer) -> None:
+    prefix.parent = NONE
+    prefix.token = BLANK
+    prefix.first_child = NONE
+    prefix.next_sibling = NONE
+    prefix.slot = 0
+    prefix.lexicon = 0
+    prefix.word_length = 0
+    prefix.lm_state = START_STATE if len(scorer.lm_word) > 0 else 0
+    prefix.hotword = (
+        scorer.hotword_next[0, scorer.space] if scorer.space != NONE else 0
+    )  # a text starts as after a space
+    prefix.end_state = NONE
+    prefix.lm = 0.0
+    prefix.bonus = 0.0
+    prefix.outlook = 0.0
+
+
+def _add(a: float, b: float) -> float:
+    """Return ln(e^a + e^b)."""
+    if a < b:
+        a, b = b, a
+    return a if b == -math.inf else a + math.log1p(math.exp(b - a))
+
+
+def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size: int) -> int:
+    """Fill in the candidates for the next beam and return their number."""
+    for s in range(size):
+        entry, candidate = work.beam[s], work.candidates[s]
+        entry.score = _add(entry.blank, entry.token)
+        candidate.prefix = entry.prefix
+        candidate.blank = entry.score + frame[BLANK]
+        candidate.token = entry.token + frame[work.prefixes[entry.prefix].token]
+    count = size
+    for token in range(1, len(frame)):
+        if frame[token] < pruning.token_threshold:
+            continue
+        for s in range(size):
+            entry = work.beam[s]
+            prefix = work.prefixes[entry.prefix]
+            # The same token comes again only after a blank.
+            log_prob = (entry.blank if token == prefix.token else entry.score) + frame[token]
+            if log_prob == -math.inf:
+                continue
+            child = prefix.first_child
+            while child != NONE and work.prefixes[child].token != token:
+                child = work.prefixes[child].next_sibling
+            if child != NONE and work.prefixes[child].slot != NONE:
+                candidate = work.candidates[work.prefixes[child].slot]
+                candidate.token = _add(candidate.token, log_prob)
+            elif child != NONE or _lengthen(prefix, entry.prefix, token, scorer, work.longer[count]):
+                candidate = work.candidates[count]
+                candidate.prefix = child
+                candidate.blank = -math.inf
+                candidate.token = log_prob
+                count += 1
+    for c in range(count):
+        candidate = work.candidates[c]
+        prefix = work.longer[c] if candidate.prefix == NONE else work.prefixes[candidate.prefix]
+        acoustic = _add(candidate.blank, candidate.token)
+        candidate.score = acoustic + scorer.alpha * prefix.lm + prefix.bonus + prefix.outlook
+    return count
+
+
+def _keep_best(pruning: Pruning, work: Work, size: int, count: int, num_prefixes: int) -> tuple[int, int]:
+    """Make the best candidates the beam; return its size and the number of prefixes."""
+    best = -math.inf
+    for c in range(count):
+        work.scores[c] = work.candidates[c].score
+        best = max(best, work.scores[c])
+    lowest = best - pruning.beam_threshold
+    if count > pruning.beam_size:
+        lowest = max(lowest, _kth_largest(work.scores, count, pruning.beam_size))
+    for s in range(size):
+        work.prefixes[work.beam[s].prefix].slot = NONE
+    size = 0
+    for is_tie in (False, True):  # first those above the lowest score, then those that have it, as far as there is room
+        for c in range(count):
+            candidate = work.candidates[c]
+            score = candidate.score
+            if (score == lowest if is_tie else score > lowest) and score > -math.inf and size < pruning.beam_size:
+                if candidate.prefix == NONE:
+                    candidate.prefix = num_prefixes
+                    work.prefixes[num_prefixes] = work.longer[c]
+                    new = work.prefixes[num_prefixes]
+                    new.next_sibling = work.prefixes[new.parent].first_child
+                    work.prefixes[new.parent].first_child = num_prefixes
+                    num_prefixes += 1
+                work.prefixes[candidate.prefix].slot = size
+                work.beam[size] = candidate
+                size += 1
+    return size, num_prefixes
+
+
+def _kth_largest(values: Any, count: int, k: int) -> float:
+    """Return the k-th largest of the first `count` values, reordering them (Hoare's quickselect)."""
+    low, high = 0, count - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k - 1 <= j:
+            high = j
+        elif k - 1 >= i:
+            low = i
+        else:
+            break
+    return float(values[k - 1])
+
+
+def _lengthen(old: Any, parent: int, token: int, scorer: Scorer, new: Any) -> bool:
+    """Make `new` the prefix `old` with one token more; False if it is forbidden."""
+    new.parent = parent
+    new.token = token
+    new.first_child = NONE
+    new.slot = NONE
+    new.end_state = NONE
+    new.lm_state = old.lm_state
+    new.lm = old.lm
+    new.bonus = old.bonus
+    new.hotword = scorer.hotword_next[old.hotword, token]
+    if token == scorer.space:
+        new.lexicon = 0
+        new.word_length = 0
+        new.outlook = 0.0
+        if old.word_length > 0:
+            _end_word(old, scorer)
+            new.lm_state = old.end_state
+            new.lm += old.end_lm
+            new.bonus += old.end_bonus
+    else:
+        new.word_length = old.word_length + 1
+        new.lexicon = _child(scorer.lexicon_first_child, scorer.lexicon_token, old.lexicon, token)
+        new.outlook = scorer.alpha * scorer.lexicon_best[new.lexicon]  # [NONE], the last: that of an unknown word
+        if new.lexicon == NONE and scorer.hotword_depth[new.hotword] <= new.word_length:
+            new.outlook += scorer.unknown_bonus
+    new.bonus += scorer.hotword_bonus[new.hotword]
+    new.outlook += scorer.hotword_outlook[new.hotword]
+    forbidden: bool = new.bonus == -math.inf or new.outlook == -math.inf
+    return not forbidden
+
+
+def _end_word(prefix: Any, scorer: Scorer) -> None:
+    """Find out what it costs to end the last word of `prefix`, once."""
+    if prefix.end_state != NONE:
+        return
+    word = scorer.lexicon_word[prefix.lexicon] if prefix.lexicon != NONE else NONE
+    prefix.end_bonus = scorer.word_bonus
+    if word == NONE:
+        word = UNKNOWN_ID
+        # The automaton has matched the space before the word, the word, and goes on to match the space after it.
+        after = scorer.hotword_next[prefix.hotword, scorer.space]
+        if scorer.hotword_depth[after] < prefix.word_length + 2:
+            prefix.end_bonus += scorer.unknown_bonus
+    prefix.end_state = 0
+    prefix.end_lm = 0.0
+    if len(scorer.lm_word) > 0:
+        prefix.end_lm, prefix.end_state = _score_word(scorer, prefix.lm_state, word)
+
+
+def _score_word(scorer: Scorer, state: int, word: int) -> tuple[float, int]:
+    """Return ln p(word | state) and the state after it, as asr.lm.LanguageModel.score does."""
+    log_prob = 0.0
+    node = _child(scorer.lm_first_child, scorer.lm_word, state, word)
+    while node == NONE:
+        log_prob += scorer.lm_backoff[state]
+        state = scorer.lm_suffix[state]
+        node = _child(scorer.lm_first_child, scorer.lm_word, state, word)
+    log_prob += scorer.lm_log_prob[node]
+    while node == NONE or node >= len(scorer.lm_backoff):
+        state = scorer.lm_suffix[state]
+        node = _child(scorer.lm_first_child, scorer.lm_word, state, word)
+    return log_prob, node
+
+
+def _child(first_child: Any, labels: Any, node: int, label: int) -> int:
+    """Return the child of a trie's node with that label, NONE if there is none."""
+    if node == NONE or node + 1 >= len(first_child):
+        return NONE
+    low, end = first_child[node], first_child[node + 1]
+    high = end
+    while low < high:
+        middle = (low + high) // 2
+        if labels[middle] < label:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < end and labels[low] == label else NONE
+
+
+def _finish(prefixes: Any, entry: Any, scorer: Scorer, result: Any) -> None:
+    """Score a prefix as a whole sentence."""
+    prefix = prefixes[entry.prefix]
+    lm, bonus, state = prefix.lm, prefix.bonus, prefix.lm_state
+    if prefix.word_length > 0:
+        _end_word(prefix, scorer)
+        lm += prefix.end_lm
+        bonus += prefix.end_bonus
+        state = prefix.end_state
+        if scorer.space != NONE:
+            bonus += scorer.hotword_bonus[scorer.hotword_next[prefix.hotword, scorer.space]]
+    if len(scorer.lm_word) > 0:
+        lm += _score_word(scorer, state, END_ID)[0]
+    result.prefix = entry.prefix
+    result.acoustic = _add(entry.blank, entry.token)
+    result.lm = lm
+    result.score = result.acoustic + scorer.alpha * lm + bonus
+
+
+def align(log_probs: Any, tokens: Any, scores: Any, moves: Any, peaks: Any) -> int:
+    """Write to `peaks` (U,) the frame where each of `tokens` (U,) is most probable within its span on the best path that spells them.
+
+    The states of the path are blank, token 0, blank, token 1, ..., blank: token u is state 2u + 1. `scores` (2U + 1,) and `moves`
+    (T', 2U + 1) are memory to work in. Returns 0, or NONE if no path is possible.
+    """
+    num_frames, num_states = log_probs.shape[0], 2 * len(tokens) + 1
+    for s in range(num_states):
+        scores[s] = -math.inf
+    scores[0] = 0.0  # as if a blank came before
+    for t in range(num_frames):
+        first = max(0, num_states - 2 * (num_frames - t))  # from states before it the end is out of reach
+        for s in range(
+            min(num_states, 2 * t + 2) - 1, first - 1, -1
+        ):  # downwards: the states before it are still those of t - 1
+            move = 0
+            if s > 0 and scores[s - 1] > scores[s]:
+                move = 1
+            token = BLANK
+            if s % 2 == 1:
+                token = tokens[s // 2]
+                if s > 1 and token != tokens[s // 2 - 1] and scores[s - 2] > scores[s - move]:
+                    move = 2
+            moves[t, s] = move
+            scores[s] = scores[s - move] + log_probs[t, token]
+    state = num_states - 1
+    if num_states > 1 and scores[state - 1] > scores[state]:
+        state -= 1
+    if num_frames > 0 and scores[state] == -math.inf:
+        return NONE
+    best = -math.inf
+    for t in range(num_frames - 1, -1, -1):
+        if state % 2 == 1:
+            u = state // 2
+            if log_probs[t, tokens[u]] >= best:
+                best = log_probs[t, tokens[u]]
+                peaks[u] = t
+        if moves[t, state] > 0:
+            best = -math.inf
+        state -= moves[t, state]
+    return 0

@@ -1,6 +1,7 @@
 """Model folders, which people share, and training states, which a run resumes from. Both are written whole or not at all.
 
-A model folder holds config.json (schema version, features, network), vocabulary.json, model.safetensors and README.md, the model card.
+A model folder holds config.json (schema version, features, network), vocabulary.json, model.safetensors and README.md, the model card; and,
+where it has a language model, lm.safetensors and decoder.json, the settings of the search.
 Reading one runs no code from it. `load_model_folder` needs numpy only; torch is loaded where a network or a training state is made.
 """
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MODELS_DIR = Path(__file__).parent / "models"
 CONFIG_NAME, VOCABULARY_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "vocabulary.json", "model.safetensors", "README.md"
+DECODER_NAME, LM_NAME = "decoder.json", "lm.safetensors"
 MAX_CONFIG_BYTES = 1_000_000
 STATES_KEPT = 2
 CHECKSUM_KEY = "crc32"  # in the metadata of model.safetensors; folders without it are read unchecked
@@ -38,7 +40,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """What a model folder says, weights apart. network: the fields of asr.model.ModelConfig; info: what the trainer noted about it."""
+    """What a model folder says, weights apart.
+
+    network: the fields of asr.model.ModelConfig; info: what the trainer noted about it; decoder: the settings in decoder.json, if any.
+    """
 
     path: Path
     name: str
@@ -46,6 +51,7 @@ class ModelFolder:
     network: dict[str, Any]
     vocabulary: Vocabulary
     info: dict[str, Any]
+    decoder: dict[str, Any]
 
     @property
     def frame_s(self) -> float:
@@ -91,7 +97,15 @@ def load_model_folder(path: str | os.PathLike[str]) -> ModelFolder:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path / CONFIG_NAME}: 'features': {error}") from error
     info = config.get("info")
-    return ModelFolder(path, path.resolve().name, features, network, vocabulary, info if isinstance(info, dict) else {})
+    decoder = _read_json(path / DECODER_NAME) if (path / DECODER_NAME).exists() else {}
+    if not isinstance(decoder, dict):
+        raise CheckpointError(f"{path / DECODER_NAME}: expected a JSON object, found {type(decoder).__name__}")
+    return ModelFolder(path, path.resolve().name, features, network, vocabulary, info if isinstance(info, dict) else {}, decoder)
+
+
+def save_decoder_settings(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    """Write the settings of the search into a model folder."""
+    write_atomically(find_model(path) / DECODER_NAME, (json.dumps(dict(settings), indent=2) + "\n").encode())
 
 
 def load_weights(folder: ModelFolder) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import click
 from asr import __version__
 
 CORPORA = ("folder", "table", "kaldi", "an4", "librispeech", "ljspeech")
+HOTWORD_WEIGHT = 8.0
 CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -50,6 +51,55 @@ class _Clear:
             raise click.ClickException(str(error)) from error
 
 
+def decoder_options(command: Command) -> Command:
+    """Add the options that change a model's own way of decoding."""
+    options = (
+        click.option("--decoder", "method", type=click.Choice(["greedy", "beam"]), help="How to find the words. [default: the model's own setting]"),
+        click.option("--beam-size", type=click.IntRange(1, 10_000), help="Prefixes kept in beam search. [default: the model's own setting]"),
+        click.option("--alpha", type=float, help="Weight of the language model in beam search. [default: the model's own setting]"),
+        click.option("--beta", type=float, help="Bonus a word in beam search. [default: the model's own setting]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _decoder(model: str, options: dict[str, Any], hotwords: dict[str, float] | None = None) -> Any:
+    """Return the model's decoder settings with the given options in their place; hotwords need beam search."""
+    from dataclasses import replace
+
+    from asr.checkpoint import load_model_folder
+    from asr.transcribe import folder_decoder
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if hotwords:
+        if given.setdefault("method", "beam") == "greedy":
+            raise click.UsageError("hotwords need --decoder beam")
+    return replace(folder_decoder(load_model_folder(model)), **given)
+
+
+def _hotwords(phrases: tuple[str, ...], path: str | None) -> dict[str, float]:
+    """Return phrase -> weight of PHRASE[:WEIGHT], given one by one and as the lines of a file."""
+    from asr.text import normalise
+
+    lines = [("--hotword", phrase) for phrase in phrases]
+    if path is not None:
+        text = Path(path).read_text(encoding="utf-8").splitlines()
+        lines += [(f"{path}:{number}", line) for number, line in enumerate(text, start=1) if line.strip()]
+    weights = {}
+    for where, line in lines:
+        phrase, colon, weight = line.rpartition(":")
+        try:
+            value = float(weight) if colon else HOTWORD_WEIGHT
+        except ValueError as error:
+            raise click.UsageError(f"{where}: expected PHRASE or PHRASE:WEIGHT, found {line!r}") from error
+        name = normalise(phrase if colon else line)
+        if not name:
+            raise click.UsageError(f"{where}: no word in {line!r}")
+        weights[name] = value
+    return weights
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__)
 def main() -> None:
@@ -61,8 +111,13 @@ def main() -> None:
 @click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, or a model folder.")
 @click.option("--format", "format_", type=click.Choice(["txt", "json"]), default="txt", help="txt: a line a file; json: an object a line a file.")
 @click.option("--output-dir", type=click.Path(file_okay=False), help="Write NAME.txt or NAME.json here instead of to stdout.")
+@decoder_options
+@click.option("--hotword", "hotwords", multiple=True, metavar="PHRASE[:WEIGHT]", help="A word or phrase to expect, weight 8 if none is given; may be repeated.")
+@click.option("--hotwords-file", type=click.Path(dir_okay=False), help="A text file of such phrases, one a line.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
-def transcribe(files: tuple[str, ...], model: str, format_: str, output_dir: str | None, threads: int) -> None:
+def transcribe(
+    files: tuple[str, ...], model: str, format_: str, output_dir: str | None, hotwords: tuple[str, ...], hotwords_file: str | None, threads: int, **decoder: Any
+) -> None:
     """Write down what is said in audio FILEs (wav, flac, ogg, opus, mp3; any length, rate and number of channels).
 
     "-" reads a file from standard input. A file that cannot be read is reported on stderr, the others are done, and the exit code is 1.
@@ -72,7 +127,8 @@ def transcribe(files: tuple[str, ...], model: str, format_: str, output_dir: str
     from asr.storage import write_atomically
     from asr.transcribe import Transcriber
 
-    transcriber = Transcriber(model, num_threads=threads)
+    phrases = _hotwords(hotwords, hotwords_file)
+    transcriber = Transcriber(model, decoder=_decoder(model, decoder, phrases), hotwords=phrases, num_threads=threads)
     targets = _targets(files, output_dir, format_)
     failed = 0
     for file in files:
@@ -212,8 +268,8 @@ def train(**options: Any) -> None:
 def _train_config(options: dict[str, Any]) -> Any:
     from asr.augment import AugmentConfig
     from asr.checkpoint import load_model_folder
-    from asr.manifest import read_manifest
     from asr.logmel import FeatureConfig
+    from asr.manifest import read_manifest
     from asr.model import ModelConfig
     from asr.text import ENGLISH, Vocabulary
     from asr.train import TrainConfig
@@ -260,9 +316,10 @@ def _train_config(options: dict[str, Any]) -> Any:
 @click.option("--confusions", type=click.IntRange(0), default=0, help="Show this many of the most frequent confusions.")
 @click.option("--by-speaker", is_flag=True, help="Draw whole speakers for the interval, not utterances.")
 @click.option("--batch-seconds", type=click.FloatRange(0, min_open=True), default=120.0, help="Seconds of audio recognised at once.")
+@decoder_options
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
 def evaluate(
-    manifests: tuple[str, ...], model: str, json_path: str | None, worst: int, confusions: int, by_speaker: bool, batch_seconds: float, threads: int
+    manifests: tuple[str, ...], model: str, json_path: str | None, worst: int, confusions: int, by_speaker: bool, batch_seconds: float, threads: int, **decoder: Any
 ) -> None:
     """Transcribe the utterances of each MANIFEST and print the word and character error rates with 95 % intervals."""
     import json
@@ -272,7 +329,7 @@ def evaluate(
     from asr.transcribe import Transcriber
     from asr.wer import kaldi_line
 
-    transcriber = Transcriber(model, num_threads=threads)
+    transcriber = Transcriber(model, decoder=_decoder(model, decoder), num_threads=threads)
     over = "speakers" if by_speaker else "utterances"
     results = [evaluate_manifest(transcriber, path, batch_seconds=batch_seconds, interval_over=over) for path in manifests]  # type: ignore[arg-type]
     for result in results:
@@ -284,6 +341,76 @@ def evaluate(
     if json_path:
         text = json.dumps([result.to_json() for result in results], ensure_ascii=False, indent=1, allow_nan=False)
         write_atomically(Path(json_path), (text + "\n").encode())
+
+
+@main.group(cls=Commands)
+def lm() -> None:
+    """Train, inspect, score with and tune n-gram language models."""
+
+
+@lm.command("train")
+@click.argument("texts", nargs=-1, required=True, type=click.Path(), metavar="TEXT...")
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write: .arpa or .arpa.gz for ARPA, else the compact form.")
+@click.option("--order", type=click.IntRange(2, 6), default=3, help="Words in an n-gram.")
+@click.option("--min-count", "min_counts", type=click.IntRange(1), multiple=True, help="How often an n-gram must occur, given once for each order from 1 on. [default: 1]")
+@click.option("--words", type=click.IntRange(1), help="Keep so many of the most frequent words. [default: all]")
+@click.option("--prune", type=click.FloatRange(0), default=0.0, help="Entropy pruning threshold, 1e-9 to 1e-7 are usual.")
+def lm_train(texts: tuple[str, ...], out: str, order: int, min_counts: tuple[int, ...], words: int | None, prune: float) -> None:
+    """Train a modified Kneser-Ney model on TEXTs (plain, .gz or .xz; one normalised sentence a line) and print its size."""
+    from itertools import chain
+
+    from asr.lm import read_sentences, save, write_arpa
+    from asr.lm import train as train_lm
+
+    sentences = chain.from_iterable(read_sentences(text) for text in texts)
+    model = train_lm(sentences, order=order, min_counts=min_counts, vocabulary_size=words, prune_threshold=prune)
+    (write_arpa if out.endswith((".arpa", ".arpa.gz")) else save)(model, out)
+    click.echo(f"{out}\torder {order}\tn-grams {' '.join(map(str, model.num_ngrams))}\t{Path(out).stat().st_size / 1e6:.1f} MB")
+
+
+@lm.command("info")
+@click.argument("model", type=click.Path())
+def lm_info(model: str) -> None:
+    """Print the order and the number of n-grams of a language model file."""
+    from asr.lm import load
+
+    loaded = load(model)
+    click.echo(f"order\t{loaded.order}\nwords\t{len(loaded.words)}\nn-grams\t{' '.join(map(str, loaded.num_ngrams))}")
+
+
+@lm.command("score")
+@click.argument("model", type=click.Path())
+@click.argument("texts", nargs=-1, required=True, type=click.Path(), metavar="TEXT...")
+def lm_score(model: str, texts: tuple[str, ...]) -> None:
+    """Print the perplexity of each TEXT, unknown words and sentence ends included."""
+    from asr.lm import load, perplexity, read_sentences
+
+    loaded = load(model)
+    for text in texts:
+        found = perplexity(loaded, read_sentences(text))
+        click.echo(f"{text}\tperplexity {found.perplexity:.2f}\twords {found.num_words}\tunknown {found.num_unknown}\tsentences {found.num_sentences}")
+
+
+@lm.command("tune")
+@click.argument("manifest", type=click.Path())
+@click.option("--model", default="english", metavar="MODEL", help="Model folder with a language model; the best settings are written into it.")
+@click.option("--lm", "lm_path", type=click.Path(dir_okay=False), help="First put this language model into the model folder.")
+@click.option("--trials", type=click.IntRange(1), default=60, help="Settings to try, drawn at random.")
+@click.option("--beam-size", type=click.IntRange(1, 10_000), default=100, help="Prefixes kept.")
+@click.option("--seed", type=click.IntRange(0), default=0)
+def lm_tune(manifest: str, model: str, lm_path: str | None, trials: int, beam_size: int, seed: int) -> None:
+    """Find the decoder's weights for a model by random search on a dev MANIFEST; print every trial, best last."""
+    from asr.checkpoint import LM_NAME, find_model, save_decoder_settings
+    from asr.lm import load, save
+    from asr.tune import tune
+
+    if lm_path:
+        save(load(lm_path), find_model(model) / LM_NAME)
+    trials_done = tune(model, manifest, num_trials=trials, beam_size=beam_size, seed=seed)
+    for trial in trials_done:
+        config = trial.config
+        click.echo(f"WER {100 * trial.wer:.2f} %\t{config.method}\talpha {config.alpha:.3f}\tbeta {config.beta:.3f}\tunknown penalty {config.unknown_penalty:.2f}")
+    save_decoder_settings(model, trials_done[-1].settings)
 
 
 @main.command()

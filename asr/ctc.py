@@ -6,7 +6,7 @@ Blank is token 0. `collapse`, `min_frames` and `forced_align` need numpy only; t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +28,7 @@ def collapse(ids: Iterable[int]) -> list[int]:
 
 def min_frames(tokens: Sequence[int]) -> int:
     """Return how many output frames a labelling needs: one a token, and a blank between equal neighbours."""
-    return len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+    return len(tokens) + sum(a == b for a, b in pairwise(tokens))
 
 
 def ctc_loss(

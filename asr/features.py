@@ -41,7 +41,7 @@ class LogMel(nn.Module):
         waveforms = waveforms * _mask(lengths, waveforms.shape[1])
         mel = self.mel(waveforms).transpose(1, 2)  # (B, M, T) -> (B, T, M)
         logs = torch.log(torch.clamp(mel, min=self.config.log_floor))
-        frame_lengths = num_frames(lengths, self.config)  # type: ignore[arg-type]
+        frame_lengths: Tensor = num_frames(lengths, self.config)  # type: ignore[arg-type, assignment]
         mask = _mask(frame_lengths, logs.shape[1])[..., None]  # (B, T, 1)
         count = frame_lengths[:, None, None]
         mean = (logs * mask).sum(dim=1, keepdim=True) / count

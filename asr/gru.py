@@ -18,7 +18,7 @@ def run_gru(layer: nn.GRU, x: Tensor) -> Tensor:
     """Return h (T, B, H) of x (T, B, C) by the weights of a one-layer, one-directional nn.GRU, from a state of zeros."""
     half = torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False):
-        y: Tensor = _GRU.apply(
+        y: Tensor = _GRU.apply(  # type: ignore[no-untyped-call]
             x.float(), layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0, torch.bfloat16 if half else torch.float32
         )
     return y
@@ -51,7 +51,7 @@ class _GRU(torch.autograd.Function):
         return states[1:]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, u, v, states, gates, recurrent_n = ctx.saved_tensors
         dy, dtype, size = gradients[0].float(), x.dtype, v.shape[1]
@@ -65,7 +65,7 @@ class _GRU(torch.autograd.Function):
         dh = torch.zeros_like(states[0])
         for t in range(dy.shape[0] - 1, -1, -1):
             dh = dh + dy[t]
-            dr, dz, dn = sums[t].split(size, dim=1)
+            dr, dz, dn = sums[t].split(size, dim=1)  # type: ignore[no-untyped-call]
             torch.mul(dh, from_n[t], out=dn)
             torch.mul(dh, from_z[t], out=dz)
             torch.mul(dn, r_from_n[t], out=dr)

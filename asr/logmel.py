@@ -82,7 +82,8 @@ def log_mel(waveform: np.ndarray, config: FeatureConfig) -> np.ndarray:
 def normalise(features: np.ndarray, config: FeatureConfig) -> np.ndarray:
     """Return features (T, M) with every mel bin shifted to mean 0 and scaled to standard deviation 1 over the utterance."""
     mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
-    return ((features - mean) / np.maximum(std, config.min_std)).astype(np.float32)
+    normalised: np.ndarray = ((features - mean) / np.maximum(std, config.min_std)).astype(np.float32)
+    return normalised
 
 
 @lru_cache(maxsize=4)

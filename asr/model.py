@@ -7,6 +7,7 @@ runs over the sequence reversed within its own length, so what stands after an u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ class AcousticModel(nn.Module):
         super().__init__()
         self.config = config
         sizes = [config.num_mels] + [config.conv_channels] * num_convolutions(config)
-        self.convs = nn.ModuleList(nn.Conv1d(a, b, KERNEL, stride=2) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv1d(a, b, KERNEL, stride=2) for a, b in pairwise(sizes))
         width = config.hidden_size * (2 if config.bidirectional else 1)
         sizes = [config.conv_channels] + [width] * config.num_layers
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes)
@@ -110,8 +111,8 @@ class AcousticModel(nn.Module):
             x = F.relu(conv(x))
         x = x.permute(2, 0, 1)  # (B, C, T'') -> (T'', B, C)
         for norm, layer in zip(self.norms, self.layers, strict=False):
-            hidden = [next(previous) for _ in range(layer.num_states)] if previous else None
-            x, hidden = layer.step(norm(x), hidden)
+            hidden = [next(previous) for _ in range(layer.num_states)] if previous else None  # type: ignore[arg-type]
+            x, hidden = layer.step(norm(x), hidden)  # type: ignore[operator]
             new_state.extend(hidden)
         return self._classify(x), new_state
 
@@ -166,7 +167,7 @@ def make_cell(cell: str, input_size: int, hidden_size: int) -> nn.RNNBase:
         recurrence: nn.RNNBase = (nn.GRU if cell == "gru" else nn.LSTM)(input_size, hidden_size)
     else:
         recurrence = nn.RNN(input_size, hidden_size, nonlinearity=cell.removeprefix("rnn_"))
-    for block in recurrence.weight_hh_l0.detach().split(hidden_size):
+    for block in recurrence.weight_hh_l0.detach().split(hidden_size):  # type: ignore[operator]
         nn.init.eye_(block) if cell == "rnn_relu" else nn.init.orthogonal_(block)
     return recurrence
 

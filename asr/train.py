@@ -24,8 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from asr.augment import AugmentConfig, spec_augment
 from asr.audio import SAMPLE_RATE, load_audio
+from asr.augment import AugmentConfig, spec_augment
 from asr.checkpoint import (
     CheckpointError,
     load_model_folder,
@@ -36,9 +36,9 @@ from asr.checkpoint import (
 )
 from asr.ctc import collapse, ctc_loss, min_frames
 from asr.data import Batch, SpeechDataset, collate, epoch_batches, utterance_seed
-from asr.manifest import Utterance, read_manifest
 from asr.features import LogMel
 from asr.logmel import FeatureConfig, num_frames
+from asr.manifest import Utterance, read_manifest
 from asr.model import AcousticModel, ModelConfig, output_length
 from asr.storage import write_atomically
 from asr.text import ENGLISH, Vocabulary
@@ -398,7 +398,7 @@ def _step(run: Run, pieces: Sequence[Batch], *, num_utterances: int, num_tokens:
         with contextlib.nullcontext() if last or run.world == 1 else run.wrapped.no_sync():  # type: ignore[operator]
             weight = 1.0 if number * run.world + run.rank < num_utterances else 0.0
             loss = weight * _piece_loss(run, piece, rng) / max(num_tokens, 1)
-            run.scaler.scale(loss * run.world).backward()  # DDP divides by the world's size
+            run.scaler.scale(loss * run.world).backward()  # type: ignore[no-untyped-call]  # DDP divides by the world's size
         total += loss.detach()
     if run.world > 1:
         dist.all_reduce(total)

@@ -5,16 +5,19 @@ Long audio is read block by block, cut at its quietest moments into pieces, and 
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from asr.audio import SAMPLE_RATE, AudioSource, as_waveform, read_blocks
-from asr.checkpoint import ModelFolder, load_model_folder, load_network
-from asr.decoder import Hypothesis, greedy_decode
+from asr.checkpoint import DECODER_NAME, LM_NAME, CheckpointError, ModelFolder, load_model_folder, load_network
+from asr.decoder import DecoderConfig, Hypothesis, decode
+from asr.lm import LanguageModel
+from asr.lm import load as load_lm
 from asr.logmel import FeatureConfig, log_mel
 from asr.transcript import Segment, Transcript, Word
 
@@ -29,14 +32,29 @@ Encoder = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 class Transcriber:
     """A loaded model. `name` is the model's, `features` its front-end, `frame_s` the seconds between two output frames."""
 
-    def __init__(self, model: str | os.PathLike[str] = "english", *, num_threads: int = 0) -> None:
-        """Load a shipped model by name or a model folder by path. num_threads: 0 leaves torch's choice. Raises CheckpointError."""
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "english",
+        *,
+        decoder: DecoderConfig | None = None,
+        hotwords: Mapping[str, float] | None = None,
+        num_threads: int = 0,
+    ) -> None:
+        """Load a shipped model by name or a model folder by path.
+
+        decoder: None takes the model folder's own settings, and greedy decoding where it has none. hotwords: phrases that count for more,
+        with their weights (8 is a lot), in beam search. num_threads: 0 leaves torch's choice. Raises CheckpointError, DecoderError and
+        LanguageModelError.
+        """
         folder = load_model_folder(model)
         self.name = folder.name
         self.vocabulary = folder.vocabulary
         self.features: FeatureConfig = folder.features
         self.frame_s = folder.frame_s
-        self.decoder_settings: dict[str, Any] = {"decoder": "greedy"}
+        self.decoder = decoder or folder_decoder(folder)
+        self.decoder_settings: dict[str, Any] = dataclasses.asdict(self.decoder)
+        self.hotwords = dict(hotwords or {})
+        self.lm = folder_lm(folder) if self.decoder.method == "beam" else None
         self._encode = torch_encoder(folder, num_threads)
 
     def transcribe(self, source: AudioSource | np.ndarray, sample_rate: int = SAMPLE_RATE) -> Transcript:
@@ -92,7 +110,7 @@ class Transcriber:
         return [x[:length] for x, length in zip(log_probs, output_lengths, strict=True)]
 
     def _segment(self, log_probs: np.ndarray, number: int, start_s: float, duration_s: float) -> Segment:
-        hypothesis = greedy_decode(log_probs, self.vocabulary)
+        hypothesis = decode(log_probs, self.vocabulary, self.decoder, lm=self.lm, hotwords=self.hotwords)
         words = tuple(self._words(hypothesis, log_probs, start_s, start_s + duration_s))
         confidence = float(np.mean([word.confidence for word in words])) if words else 1.0
         return Segment(
@@ -117,6 +135,20 @@ class Transcriber:
     def _join(self, segments: Sequence[Segment], duration_s: float) -> Transcript:
         text = " ".join(segment.text for segment in segments if segment.text)
         return Transcript(text, round(duration_s, 3), self.name, tuple(segments))
+
+
+def folder_decoder(folder: ModelFolder) -> DecoderConfig:
+    """Return the decoder settings of a model folder. Raises CheckpointError where they are none."""
+    try:
+        return DecoderConfig(**folder.decoder)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder.path / DECODER_NAME}: {error}; tune the decoder again") from error
+
+
+def folder_lm(folder: ModelFolder) -> LanguageModel | None:
+    """Return the language model of a model folder, if it has one. Raises LanguageModelError."""
+    path = folder.path / LM_NAME
+    return load_lm(path) if path.exists() else None
 
 
 def torch_encoder(folder: ModelFolder, num_threads: int = 0) -> Encoder:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from asr.checkpoint import load_model_folder, load_network
 from asr.data import SpeechDataset, collate
-from asr.manifest import Utterance, read_manifest
 from asr.features import LogMel
+from asr.manifest import Utterance, read_manifest
 from asr.model import AcousticModel
 
 matplotlib.use("Agg")

@@ -49,7 +49,7 @@ def main() -> None:
         epochs=arguments.epochs,
         batch_s=100.0,
         learning_rate=arguments.learning_rate,
-        warmup_epochs=0.5,
+        warmup_epochs=0.2,
         ema_decay=0.999,
         precision="bfloat16",
         device=arguments.device,

@@ -22,7 +22,7 @@ PARTS = {  # preset -> what it trains on, chooses the best epoch by, and is scor
     "100h": (("train-clean-100",), DEV, TEST),
     "960h": (("train-clean-100", "train-clean-360", "train-other-500"), DEV, TEST),
 }
-SMALL = ModelConfig(subsampling=8, outputs_per_frame=2, dropout=0.2)
+SMALL = ModelConfig(dropout=0.2)
 MIDDLE = ModelConfig(num_layers=5, hidden_size=512, dropout=0.2)
 LARGE = ModelConfig(num_layers=5, hidden_size=1024, conv_channels=512, dropout=0.1)
 CONFIGS = {

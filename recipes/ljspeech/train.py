@@ -34,7 +34,7 @@ def main() -> None:
         manifests = prepare_pack(arguments.corpora, arguments.data, name="ljspeech")
     else:
         manifests = prepare_ljspeech(download_ljspeech(arguments.data), arguments.data)
-    model = ModelConfig(subsampling=8, outputs_per_frame=2, dropout=0.3)
+    model = ModelConfig(dropout=0.3)
     if arguments.init:
         model = replace(ModelConfig(**load_model_folder(arguments.init).network), dropout=model.dropout)
     config = TrainConfig(

@@ -72,9 +72,8 @@ def _decoder(model: str, options: dict[str, Any], hotwords: dict[str, float] | N
     from asr.transcribe import folder_decoder
 
     given = {name: value for name, value in options.items() if value is not None}
-    if hotwords:
-        if given.setdefault("method", "beam") == "greedy":
-            raise click.UsageError("hotwords need --decoder beam")
+    if hotwords and given.setdefault("method", "beam") == "greedy":
+        raise click.UsageError("hotwords need --decoder beam")
     return replace(folder_decoder(load_model_folder(model)), **given)
 
 

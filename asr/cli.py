@@ -391,21 +391,21 @@ def lm_score(model: str, texts: tuple[str, ...]) -> None:
 
 
 @lm.command("tune")
-@click.argument("manifest", type=click.Path())
+@click.argument("manifests", nargs=-1, required=True, metavar="MANIFEST...")
 @click.option("--model", default="english", metavar="MODEL", help="Model folder with a language model; the best settings are written into it.")
 @click.option("--lm", "lm_path", type=click.Path(dir_okay=False), help="First put this language model into the model folder.")
 @click.option("--trials", type=click.IntRange(1), default=60, help="Settings to try, drawn at random.")
 @click.option("--beam-size", type=click.IntRange(1, 10_000), default=100, help="Prefixes kept.")
 @click.option("--seed", type=click.IntRange(0), default=0)
-def lm_tune(manifest: str, model: str, lm_path: str | None, trials: int, beam_size: int, seed: int) -> None:
-    """Find the decoder's weights for a model by random search on a dev MANIFEST; print every trial, best last."""
+def lm_tune(manifests: tuple[str, ...], model: str, lm_path: str | None, trials: int, beam_size: int, seed: int) -> None:
+    """Find the decoder's weights for a model by random search on dev MANIFESTs; print every trial, best last."""
     from asr.checkpoint import LM_NAME, find_model, save_decoder_settings
     from asr.lm import load, save
     from asr.tune import tune
 
     if lm_path:
         save(load(lm_path), find_model(model) / LM_NAME)
-    trials_done = tune(model, manifest, num_trials=trials, beam_size=beam_size, seed=seed)
+    trials_done = tune(model, manifests, num_trials=trials, beam_size=beam_size, seed=seed)
     for trial in trials_done:
         config = trial.config
         click.echo(f"WER {100 * trial.wer:.2f} %\t{config.method}\talpha {config.alpha:.3f}\tbeta {config.beta:.3f}\tunknown penalty {config.unknown_penalty:.2f}")

@@ -1,9 +1,10 @@
-"""The decoder's weights, found on a dev manifest: the network runs once, then many settings decode what it said."""
+"""The decoder's weights, found on dev manifests: the network runs once, then many settings decode what it said."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class Trial:
 
 
 def tune(
-    model: str | os.PathLike[str], manifest_path: str | os.PathLike[str], *, num_trials: int = 60, beam_size: int = 100, seed: int = 0
+    model: str | os.PathLike[str], manifest_paths: Sequence[str | os.PathLike[str]], *, num_trials: int = 60, beam_size: int = 100, seed: int = 0
 ) -> list[Trial]:
     """Return the greedy result and `num_trials` of beam search with weights drawn at random, worst first, best last.
 
@@ -42,7 +43,7 @@ def tune(
     lm = folder_lm(folder)
     if lm is None:
         raise DecoderError(f"{folder.path}: no {LM_NAME} in the model folder, so there is nothing to tune; give a language model")
-    utterances = read_manifest(manifest_path)
+    utterances = [utterance for path in manifest_paths for utterance in read_manifest(path)]
     transcriber = Transcriber(model, decoder=DecoderConfig())
     log_probs = transcriber.log_probs([read_utterance(utterance) for utterance in utterances])
     references = [normalise(utterance.text) for utterance in utterances]

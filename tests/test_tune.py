@@ -1,0 +1,53 @@
+"""The tuner finds what a language model is worth: on letters that sound alike, the words that the model knows win."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asr.audio import write_wav
+from asr.checkpoint import LM_NAME, load_model_folder, save_decoder_settings, save_model_folder
+from asr.decoder import DecoderConfig, DecoderError
+from asr.lm import save, train
+from asr.logmel import FeatureConfig
+from asr.manifest import Utterance, write_manifest
+from asr.model import AcousticModel, ModelConfig
+from asr.text import ENGLISH
+from asr.transcribe import Transcriber
+from asr.tune import tune
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    network = AcousticModel(ModelConfig(num_layers=1, hidden_size=8, conv_channels=8))
+    save_model_folder(tmp_path / "model", network, features=FeatureConfig(), vocabulary=ENGLISH, info={}, card="")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    write_wav(tmp_path / "a.wav", np.random.default_rng(0).standard_normal(16_000).astype(np.float32) / 9)
+    write_manifest(tmp_path / "dev.jsonl", [Utterance(str(tmp_path / "a.wav"), 1.0, "a cat", id="a")])
+    return tmp_path / "dev.jsonl"
+
+
+def test_the_best_settings_come_last_and_are_kept_by_the_folder(folder: Path, manifest: Path) -> None:
+    save(train(["a cat", "a dog", "the cat"], order=2), folder / LM_NAME)
+    trials = tune(folder, [manifest], num_trials=3, beam_size=5)
+    assert len(trials) == 4 and trials[-1].wer == min(trial.wer for trial in trials)
+    save_decoder_settings(folder, trials[1].settings)
+    assert load_model_folder(folder).decoder == trials[1].settings
+    assert Transcriber(folder).decoder == trials[1].config
+
+
+def test_a_folder_without_language_model_cannot_be_tuned(folder: Path, manifest: Path) -> None:
+    with pytest.raises(DecoderError, match="language model"):
+        tune(folder, [manifest])
+
+
+@pytest.mark.parametrize("wrong", [{"method": "magic"}, {"beam_size": 0}, {"beam_size": True}, {"alpha": float("nan")}, {"beta": "1"}])
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(DecoderError, match=next(iter(wrong))):
+        DecoderConfig(**wrong)  # type: ignore[arg-type]

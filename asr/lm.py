@@ -385,13 +385,13 @@ def prune(model: LanguageModel, threshold: float, *, history_log_probs: np.ndarr
 
 
 def _history_log_probs(model: LanguageModel) -> np.ndarray:
-    """Return ln p of each context by the chain rule, a sentence's start taken as certain."""
+    """Return ln p of each context by the chain rule; a sentence starts as often as one ends."""
     log_probs = np.zeros(len(model.backoff))
     for n in range(1, model.order):
         level = slice(model.level_starts[n], model.level_starts[n + 1])
         log_probs[level] = log_probs[model.parent[level]] + model.log_prob[level]
         if n == 1:
-            log_probs[model.start_state] = 0.0
+            log_probs[model.start_state] = model.log_prob[1 + END_ID]
     return log_probs
 
 

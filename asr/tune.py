@@ -17,7 +17,7 @@ from asr.text import normalise
 from asr.transcribe import Transcriber, folder_lm
 from asr.wer import ErrorCounts, count_word_errors
 
-ALPHA, BETA, UNKNOWN_PENALTY = (0.2, 1.4), (0.0, 4.0), (2.0, 14.0)  # what is drawn from, uniformly
+ALPHA, BETA, UNKNOWN_PENALTY = (0.2, 1.4), (0.0, 4.0), (4.0, 25.0)  # what is drawn from, uniformly
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,8 @@ def main() -> None:
 @click.command(cls=ClearCommand, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, or a model folder.")
-@click.option("--format", "format_", type=click.Choice(["txt", "json"]), default="txt", help="txt: a line a file; json: an object a line a file.")
-@click.option("--output-dir", type=click.Path(file_okay=False), help="Write NAME.txt or NAME.json here instead of to stdout.")
+@click.option("--format", "format_", type=click.Choice(["txt", "json", "ctm", "textgrid"]), default="txt", help="txt: a line a file; json: an object a line a file.")
+@click.option("--output-dir", type=click.Path(file_okay=False), help="Write NAME.txt, NAME.json, ... here instead of to stdout.")
 @decoder_options
 @click.option("--hotword", "hotwords", multiple=True, metavar="PHRASE[:WEIGHT]", help="A word or phrase to expect, weight 8 if none is given; may be repeated.")
 @click.option("--hotwords-file", type=click.Path(dir_okay=False), help="A text file of such phrases, one a line.")
@@ -122,7 +122,7 @@ def transcribe(
     "-" reads a file from standard input. A file that cannot be read is reported on stderr, the others are done, and the exit code is 1.
     """
     from asr.audio import AudioError
-    from asr.formats import FORMATS
+    from asr.formats import write
     from asr.storage import write_atomically
     from asr.transcribe import Transcriber
 
@@ -137,7 +137,7 @@ def transcribe(
             click.echo(f"Error: {error}", err=True)
             failed += 1
             continue
-        text = FORMATS[format_](transcript)
+        text = write(transcript, format_, name=_stem(file))
         if file in targets:
             write_atomically(targets[file], text.encode())
         else:
@@ -149,16 +149,37 @@ def transcribe(
 main.add_command(transcribe)
 
 
+def _stem(file: str) -> str:
+    return "stdin" if file == "-" else Path(file).stem
+
+
 def _targets(files: tuple[str, ...], output_dir: str | None, suffix: str) -> dict[str, Path]:
     """Return input -> output file; two inputs that would be written to one file are an error before anything is done."""
     if output_dir is None:
         return {}
-    targets = {file: Path(output_dir) / f"{'stdin' if file == '-' else Path(file).stem}.{suffix}" for file in files}
+    targets = {file: Path(output_dir) / f"{_stem(file)}.{suffix}" for file in files}
     for file, target in targets.items():
         clash = [other for other, path in targets.items() if path == target and other != file]
         if clash:
             raise click.UsageError(f"{file} and {clash[0]} would both be written to {target}; give them separately")
     return targets
+
+
+@main.command()
+@click.argument("audio", type=click.Path())
+@click.argument("text", type=click.Path())
+@click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, or a model folder.")
+@click.option("--format", "format_", type=click.Choice(["json", "ctm", "textgrid"]), default="json", help="How to write the words and their times.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
+def align(audio: str, text: str, model: str, format_: str, threads: int) -> None:
+    """Find when each word of TEXT, a file with all that is said in AUDIO, was said, and print the words with their times in seconds."""
+    from asr.decoder import DecoderConfig
+    from asr.formats import write
+    from asr.transcribe import Transcriber
+
+    transcriber = Transcriber(model, decoder=DecoderConfig(), num_threads=threads)
+    transcript = transcriber.align(audio, Path(text).read_text(encoding="utf-8"))
+    click.echo(write(transcript, format_, name=_stem(audio)), nl=False)
 
 
 @main.command()

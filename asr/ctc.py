@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ALIGNMENT_BAND = 4001
+
+
 class CTCError(ValueError):
     """Targets that CTC cannot align or lengths that do not fit; the message names the utterance."""
 
@@ -93,10 +96,12 @@ def _check(log_probs: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Te
     )
 
 
-def forced_align(log_probs: np.ndarray, tokens: Sequence[int]) -> list[tuple[int, int]]:
+def forced_align(log_probs: np.ndarray, tokens: Sequence[int], *, band: int = ALIGNMENT_BAND) -> list[tuple[int, int]]:
     """Return (first, last + 1) frame of each token on the best path of `log_probs` (T', V) that spells `tokens` (Viterbi).
 
-    Raises CTCError when the text needs more frames than there are, or a token is outside the vocabulary.
+    Of the 2 U + 1 states (tokens, and blanks around them) only `band` around the best one are followed at a time, so that an hour with its
+    whole text fits in memory: T' * band bytes. Raises CTCError when the text needs more frames than there are, or a token is outside
+    the vocabulary.
     """
     num_frames, size = log_probs.shape
     if any(not 0 < token < size for token in tokens):
@@ -111,23 +116,34 @@ def forced_align(log_probs: np.ndarray, tokens: Sequence[int]) -> list[tuple[int
     states[1::2] = tokens
     may_skip = np.zeros(len(states), bool)
     may_skip[3::2] = states[3::2] != states[1:-2:2]
-    emissions = log_probs[:, states].astype(np.float64)  # (T', S)
-    score = np.full(len(states), -np.inf)
-    score[:2] = emissions[0, :2]
-    steps = np.zeros((num_frames, len(states)), np.int8)  # how many states back the best predecessor is
+    band = min(band, len(states))
+    lows = np.zeros(num_frames, np.int64)  # the first state followed at each frame
+    score = np.full(band, -np.inf)
+    score[:2] = log_probs[0, states[:2]]
+    steps = np.zeros((num_frames, band), np.int8)  # how many states back the best predecessor is
     for t in range(1, num_frames):
-        one = np.concatenate([[-np.inf], score[:-1]])
-        two = np.where(may_skip, np.concatenate([[-np.inf, -np.inf], score[:-2]]), -np.inf)
-        candidates = np.stack([score, one, two])  # (3, S)
+        low = _next_low(int(lows[t - 1]), score, num_states=len(states), frames_left=num_frames - t)
+        padded = np.concatenate([[-np.inf, -np.inf], score, np.full(low - lows[t - 1], -np.inf)])[low - lows[t - 1] :]
+        two = np.where(may_skip[low : low + band], padded[:-2], -np.inf)
+        candidates = np.stack([padded[2:], padded[1:-1], two])  # (3, band)
         steps[t] = candidates.argmax(axis=0)
-        score = candidates.max(axis=0) + emissions[t]
+        score = candidates.max(axis=0) + log_probs[t, states[low : low + band]]
+        lows[t] = low
     state = len(states) - 1 if score[-1] >= score[-2] else len(states) - 2
-    if not np.isfinite(score[state]):
+    if not np.isfinite(score[state - lows[-1]]):
         raise CTCError("no path of the log-probabilities spells the tokens: they are NaN or minus infinity where a token is needed")
     path = [state]
     for t in range(num_frames - 1, 0, -1):
-        state -= int(steps[t, state])
+        state -= int(steps[t, state - lows[t]])
         path.append(state)
     frames_of = np.array(path[::-1])
-    found = [np.flatnonzero(frames_of == 2 * i + 1) for i in range(len(tokens))]
-    return [(int(f[0]), int(f[-1]) + 1) for f in found]
+    found = np.flatnonzero(np.diff(frames_of, prepend=0, append=len(states)))  # first frames of the runs, and the end
+    runs = {int(frames_of[first]): (int(first), int(end)) for first, end in pairwise(found)}
+    return [runs[2 * i + 1] for i in range(len(tokens))]
+
+
+def _next_low(low: int, score: np.ndarray, *, num_states: int, frames_left: int) -> int:
+    """Return the first state to follow next: the band is centred on the best, never goes back, and can still reach the end."""
+    highest = num_states - len(score)
+    centred = low + int(score.argmax()) - len(score) // 2
+    return min(max(low, centred, highest - 2 * (frames_left - 1)), highest)

@@ -111,7 +111,7 @@ def beam_search(
     lexicon: Sequence[str] | None = None,
     hotwords: Mapping[str, float] | None = None,
     beam_threshold: float = 15.0,
-    token_threshold: float = -9.0,
+    token_threshold: float = -6.0,
     blank_threshold: float = 0.999,
 ) -> list[Hypothesis]:
     """Return the `num_best` best texts of `log_probs` (T', V), best first, each summed over all its paths.
@@ -147,7 +147,7 @@ def beam_search(
         *_hotword_automaton(vocabulary, tuple((hotwords or {}).items())),
     )
     log_blank_threshold = math.log(blank_threshold) if blank_threshold > 0 else -math.inf
-    pruning = search.Pruning(beam_size, float(beam_threshold), float(token_threshold), log_blank_threshold)
+    pruning = search.Pruning(int(beam_size), float(beam_threshold), float(token_threshold), log_blank_threshold)
     num_searched = int((log_probs[:, BLANK_ID] <= log_blank_threshold).sum())
     work = _work_memory(num_searched, beam_size, len(vocabulary))
     results = np.empty(beam_size, search.RESULT)

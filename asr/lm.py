@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"
 UNKNOWN_ID, START_ID, END_ID = 0, 1, 2
@@ -436,7 +436,7 @@ def save(model: LanguageModel, path: str | Path) -> None:
     }
     metadata = {"format": FORMAT, "version": FORMAT_VERSION, "order": str(model.order)}
     with _atomic(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(to_bytes(tensors, metadata))
 
 
 def _load_compact(path: Path) -> LanguageModel:

@@ -15,10 +15,12 @@ import numpy as np
 
 from asr.audio import SAMPLE_RATE, AudioSource, as_waveform, read_blocks
 from asr.checkpoint import DECODER_NAME, LM_NAME, CheckpointError, ModelFolder, load_model_folder, load_network
-from asr.decoder import DecoderConfig, Hypothesis, decode
+from asr.ctc import forced_align
+from asr.decoder import DecoderConfig, decode
 from asr.lm import LanguageModel
 from asr.lm import load as load_lm
 from asr.logmel import FeatureConfig, log_mel
+from asr.text import normalise
 from asr.transcript import Segment, Transcript, Word
 
 MAX_PIECE_S = 30.0  # longest piece recognised at once
@@ -62,14 +64,41 @@ class Transcriber:
 
         Raises AudioError.
         """
-        blocks = [as_waveform(source, sample_rate)] if isinstance(source, np.ndarray) else read_blocks(source)
         segments: list[Segment] = []
         num_samples = 0
-        for pieces in _groups(cut_at_pauses(blocks), BATCH_S):
-            for piece, log_probs in zip(pieces, self.log_probs(pieces), strict=True):
-                segments.append(self._segment(log_probs, len(segments), num_samples / SAMPLE_RATE, len(piece) / SAMPLE_RATE))
-                num_samples += len(piece)
+        for num_piece, log_probs in self._encoded_pieces(source, sample_rate):
+            segments.append(self._segment(log_probs, len(segments), num_samples / SAMPLE_RATE, num_piece / SAMPLE_RATE))
+            num_samples += num_piece
         return self._join(segments, num_samples / SAMPLE_RATE)
+
+    def align(self, source: AudioSource | np.ndarray, text: str, sample_rate: int = SAMPLE_RATE) -> Transcript:
+        """Return `text`, which is what is said in the audio, with the times of its words: the best path that spells it.
+
+        The text is normalised; the transcript has one segment. Raises AudioError, TextError for characters that the model cannot write, and
+        CTCError where the text does not fit into the audio.
+        """
+        tokens = self.vocabulary.encode(normalise(text))
+        frames: list[np.ndarray] = []
+        starts: list[np.ndarray] = []  # in seconds, of each output frame
+        num_samples = 0
+        for num_piece, log_probs in self._encoded_pieces(source, sample_rate):
+            frames.append(log_probs)
+            starts.append(num_samples / SAMPLE_RATE + self.frame_s * np.arange(len(log_probs)))
+            num_samples += num_piece
+        log_probs, times = np.concatenate(frames), np.append(np.concatenate(starts), num_samples / SAMPLE_RATE)
+        spans = forced_align(log_probs, tokens)
+        peaks = tuple(start + int(log_probs[start:end, token].argmax()) for token, (start, end) in zip(tokens, spans, strict=True))
+        words = tuple(self._words(tuple(tokens), peaks, log_probs, times))
+        confidence = float(np.mean([word.confidence for word in words])) if words else 1.0
+        duration_s = round(num_samples / SAMPLE_RATE, 3)
+        joined = " ".join(word.word for word in words)
+        return self._join([Segment(0, 0.0, duration_s, joined, round(confidence, 4), words)], duration_s)
+
+    def _encoded_pieces(self, source: AudioSource | np.ndarray, sample_rate: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number of samples and log_probs (T', V) of each piece of the audio, in their order."""
+        blocks = [as_waveform(source, sample_rate)] if isinstance(source, np.ndarray) else read_blocks(source)
+        for pieces in _groups(cut_at_pauses(blocks), BATCH_S):
+            yield from zip(map(len, pieces), self.log_probs(pieces), strict=True)
 
     def transcribe_batch(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
         """Return one Transcript per float32 waveform (N,) at 16 kHz, encoded together; the same texts as one by one."""
@@ -111,25 +140,29 @@ class Transcriber:
 
     def _segment(self, log_probs: np.ndarray, number: int, start_s: float, duration_s: float) -> Segment:
         hypothesis = decode(log_probs, self.vocabulary, self.decoder, lm=self.lm, hotwords=self.hotwords)
-        words = tuple(self._words(hypothesis, log_probs, start_s, start_s + duration_s))
+        times = np.minimum(start_s + self.frame_s * np.arange(len(log_probs) + 1), start_s + duration_s)
+        words = tuple(self._words(hypothesis.tokens, hypothesis.frames, log_probs, times))
         confidence = float(np.mean([word.confidence for word in words])) if words else 1.0
         return Segment(
             number, round(start_s, 3), round(start_s + duration_s, 3), " ".join(w.word for w in words), round(confidence, 4), words
         )
 
-    def _words(self, hypothesis: Hypothesis, log_probs: np.ndarray, start_s: float, end_s: float) -> Iterator[Word]:
-        """Group tokens to words at the spaces. A word's confidence is the geometric mean of its tokens' probabilities at their peaks."""
+    def _words(self, tokens: Sequence[int], frames: Sequence[int], log_probs: np.ndarray, times: np.ndarray) -> Iterator[Word]:
+        """Group tokens to words at the spaces. A word's confidence is the geometric mean of its tokens' probabilities at their peaks.
+
+        times (T' + 1,): seconds of the start of each frame, and of the end.
+        """
         space = self.vocabulary.tokens.index(" ")
-        spelled = zip(hypothesis.tokens, hypothesis.frames, strict=True)
+        spelled = zip(tokens, frames, strict=True)
         for is_space, group in groupby(spelled, key=lambda token_frame: token_frame[0] == space):
             if is_space:
                 continue
-            tokens, frames = zip(*group, strict=True)
+            letters, peaks = zip(*group, strict=True)
             yield Word(
-                word=self.vocabulary.decode(tokens),
-                start=round(min(start_s + frames[0] * self.frame_s, end_s), 3),
-                end=round(min(start_s + (frames[-1] + 1) * self.frame_s, end_s), 3),
-                confidence=round(float(np.exp(np.mean(log_probs[list(frames), list(tokens)]))), 4),
+                word=self.vocabulary.decode(letters),
+                start=round(float(times[peaks[0]]), 3),
+                end=round(float(times[peaks[-1] + 1]), 3),
+                confidence=round(float(np.exp(np.mean(log_probs[list(peaks), list(letters)]))), 4),
             )
 
     def _join(self, segments: Sequence[Segment], duration_s: float) -> Transcript:

@@ -144,3 +144,20 @@ def test_shapes_and_kinds_are_checked() -> None:
         ctc_loss(LOG_PROBS, two[:1], torch.ones(2, 2, dtype=torch.int64), token_lengths=two)
     with pytest.raises(CTCError, match="whole numbers"):
         ctc_loss(LOG_PROBS, two, torch.ones(2, 2), token_lengths=two)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_band_that_holds_the_best_path_changes_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tokens = [int(token) for token in rng.integers(1, 5, 40)]
+    path = [state for token in tokens for state in [0] * int(rng.integers(1, 3)) + [token] * int(rng.integers(1, 4))]
+    logits = rng.standard_normal((len(path), 5)) + 6 * np.eye(5)[path]
+    log_probs = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+    assert forced_align(log_probs, tokens, band=31) == forced_align(log_probs, tokens)
+
+
+def test_a_narrow_band_still_spells_the_whole_text() -> None:
+    log_probs = np.log(np.full((25, 4), 0.25, np.float32))
+    spans = forced_align(log_probs, [1, 2, 3] * 6, band=5)
+    assert [start for start, _ in spans] == sorted({start for start, _ in spans})
+    assert all(a_end <= b_start for (_, a_end), (b_start, _) in zip(spans, spans[1:], strict=False))

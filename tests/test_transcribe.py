@@ -1,0 +1,111 @@
+"""The Transcriber: nothing is lost at cuts, batches change nothing, times lie where they should."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import asr
+from asr.audio import SAMPLE_RATE, AudioError, load_audio
+from asr.checkpoint import save_model_folder
+from asr.ctc import CTCError
+from asr.logmel import FeatureConfig
+from asr.model import AcousticModel, ModelConfig
+from asr.text import ENGLISH, TextError
+from asr.transcribe import MAX_PIECE_S, MIN_PIECE_S, Transcriber, cut_at_pauses
+
+EXAMPLE = Path(__file__).parent / "data" / "sense_and_sensibility.wav"
+
+
+@pytest.fixture(scope="module")
+def transcriber(tmp_path_factory: pytest.TempPathFactory) -> Transcriber:
+    """A network of random weights, so its words mean nothing, but it says many."""
+    import torch
+
+    torch.manual_seed(1)
+    network = AcousticModel(ModelConfig(num_layers=1, hidden_size=16, conv_channels=16))
+    with torch.no_grad():
+        network.output.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "random"
+    save_model_folder(folder, network, features=FeatureConfig(), vocabulary=ENGLISH, info={}, card="")
+    return Transcriber(folder)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 14.0, 30.0, 30.001, 95.0])
+@pytest.mark.parametrize("block_s", [1.0, 7.3, 200.0])
+def test_pieces_put_together_are_the_whole(seconds: float, block_s: float) -> None:
+    waveform = np.random.default_rng(0).standard_normal(int(seconds * SAMPLE_RATE)).astype(np.float32)
+    size = int(block_s * SAMPLE_RATE)
+    pieces = list(cut_at_pauses(waveform[i : i + size] for i in range(0, len(waveform), size)))
+    assert np.array_equal(np.concatenate(pieces), waveform)
+    assert all(len(piece) <= MAX_PIECE_S * SAMPLE_RATE for piece in pieces)
+    assert all(len(piece) >= MIN_PIECE_S * SAMPLE_RATE for piece in pieces[:-1])
+
+
+def test_a_cut_goes_through_the_pause() -> None:
+    waveform = np.random.default_rng(0).standard_normal(40 * SAMPLE_RATE).astype(np.float32)
+    waveform[20 * SAMPLE_RATE : int(20.4 * SAMPLE_RATE)] = 0
+    first, _ = cut_at_pauses([waveform])
+    assert 20.0 <= len(first) / SAMPLE_RATE <= 20.4
+
+
+def test_bytes_paths_files_and_arrays_give_the_same(transcriber: Transcriber) -> None:
+    waveform, rate = soundfile.read(EXAMPLE, dtype="float32")
+    expected = transcriber.transcribe(EXAMPLE)
+    assert expected.text and str(expected) == expected.text
+    for source in (str(EXAMPLE), EXAMPLE.read_bytes(), io.BytesIO(EXAMPLE.read_bytes())):
+        assert transcriber.transcribe(source) == expected
+    assert transcriber.transcribe(waveform, rate) == expected
+    assert transcriber.transcribe(np.stack([waveform, waveform], axis=1), rate) == expected
+
+
+def test_a_batch_gives_what_each_gives_alone(transcriber: Transcriber) -> None:
+    waveform = load_audio(EXAMPLE)
+    waveforms = [waveform, waveform[:9_000], np.tile(waveform, 12), waveform[:1], waveform[5_000:]]
+    assert transcriber.transcribe_batch(waveforms) == [transcriber.transcribe(w) for w in waveforms]
+
+
+def test_segments_and_words_lie_in_order_within_the_recording(transcriber: Transcriber) -> None:
+    transcript = transcriber.transcribe(np.tile(load_audio(EXAMPLE), 25))
+    assert transcript.duration == pytest.approx(25 * 3.29) and len(transcript.segments) >= 3
+    assert transcript.segments[0].start == 0 and transcript.segments[-1].end == transcript.duration
+    for before, after in zip(transcript.segments, transcript.segments[1:], strict=False):
+        assert before.end == after.start
+    for segment in transcript.segments:
+        times = [time for word in segment.words for time in (word.start, word.end)]
+        assert times == sorted(times)
+        assert not times or (segment.start <= times[0] and times[-1] <= segment.end)
+
+
+def test_silence_has_a_transcript(transcriber: Transcriber) -> None:
+    assert transcriber.transcribe(np.zeros(SAMPLE_RATE, np.float32)).duration == 1.0
+
+
+def test_aligned_words_are_the_text_with_times_in_order(transcriber: Transcriber) -> None:
+    transcript = transcriber.align(EXAMPLE, "He might even have been made amiable, himself!")
+    (segment,) = transcript.segments
+    assert transcript.text == "he might even have been made amiable himself"
+    times = [time for word in segment.words for time in (word.start, word.end)]
+    assert times == sorted(times) and times[-1] <= 3.29
+
+
+def test_a_text_that_does_not_fit_is_refused(transcriber: Transcriber) -> None:
+    with pytest.raises(CTCError, match="frames"):
+        transcriber.align(EXAMPLE, "word " * 100)
+    with pytest.raises(TextError, match="7"):
+        transcriber.align(EXAMPLE, "7 words")
+
+
+def test_no_audio_is_an_error(transcriber: Transcriber) -> None:
+    with pytest.raises(AudioError):
+        transcriber.transcribe(np.zeros(0, np.float32))
+
+
+def test_the_shipped_model_says_when_its_words_were_said() -> None:
+    transcript = asr.load_model("english").align(EXAMPLE, "he might even have been made amiable himself")
+    starts = {word.word: word.start for word in transcript.segments[0].words}
+    assert starts["he"] < 0.5 and 0.9 < starts["have"] < 1.2 and 1.6 < starts["amiable"] < 2.0 and 2.1 < starts["himself"] < 2.5

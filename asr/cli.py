@@ -426,11 +426,12 @@ def lm_tune(manifests: tuple[str, ...], model: str, lm_path: str | None, trials:
 
     if lm_path:
         save(load(lm_path), find_model(model) / LM_NAME)
-    trials_done = tune(model, manifests, num_trials=trials, beam_size=beam_size, seed=seed)
-    for trial in trials_done:
+    tuning = tune(model, manifests, num_trials=trials, beam_size=beam_size, seed=seed)
+    for trial in tuning.trials:
         config = trial.config
         click.echo(f"WER {100 * trial.wer:.2f} %\t{config.method}\talpha {config.alpha:.3f}\tbeta {config.beta:.3f}\tunknown penalty {config.unknown_penalty:.2f}")
-    save_decoder_settings(model, trials_done[-1].settings)
+    click.echo(f"expected calibration error of the words' confidence\t{tuning.calibration_error:.3f}")
+    save_decoder_settings(model, tuning.settings)
 
 
 @main.command()

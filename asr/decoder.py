@@ -38,23 +38,35 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """How to decode: `method` greedy or beam, and beam_search's settings of the same names."""
+    """How to decode: `method` greedy or beam, and beam_search's settings of the same names.
+
+    A word's confidence is sigmoid(confidence_offset + confidence_slope x), x the mean log-probability of its tokens at their peaks, as
+    asr.tune fits it (Platt 1999); with a slope of 0, untuned, it is e^x.
+    """
 
     method: str = "greedy"
     beam_size: int = 100
     alpha: float = 0.5
     beta: float = 1.5
     unknown_penalty: float = 10.0
+    confidence_slope: float = 0.0
+    confidence_offset: float = 0.0
 
     def __post_init__(self) -> None:
         if self.method not in ("greedy", "beam"):
             raise DecoderError(f"method: expected greedy or beam, found {self.method!r}")
         if isinstance(self.beam_size, bool) or not isinstance(self.beam_size, int) or not 1 <= self.beam_size <= 10_000:
             raise DecoderError(f"beam_size: expected 1 to 10000, found {self.beam_size!r}")
-        for name in ("alpha", "beta", "unknown_penalty"):
+        for name in ("alpha", "beta", "unknown_penalty", "confidence_slope", "confidence_offset"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise DecoderError(f"{name}: expected a finite number, found {value!r}")
+
+    def confidence(self, mean_log_prob: float) -> float:
+        """Return the confidence, 0 to 1, in a word whose tokens have this mean log-probability."""
+        if not self.confidence_slope:
+            return math.exp(mean_log_prob)
+        return 1 / (1 + math.exp(-self.confidence_offset - self.confidence_slope * max(mean_log_prob, -50.0)))
 
 
 def decode(

@@ -67,7 +67,7 @@ class Transcriber:
         segments: list[Segment] = []
         num_samples = 0
         for num_piece, log_probs in self._encoded_pieces(source, sample_rate):
-            segments.append(self._segment(log_probs, len(segments), num_samples / SAMPLE_RATE, num_piece / SAMPLE_RATE))
+            segments.append(self.recognise(log_probs, len(segments), num_samples / SAMPLE_RATE, num_piece / SAMPLE_RATE))
             num_samples += num_piece
         return self._join(segments, num_samples / SAMPLE_RATE)
 
@@ -109,7 +109,7 @@ class Transcriber:
             segments: list[Segment] = []
             start = 0.0
             for piece in pieces:
-                segments.append(self._segment(next(log_probs), len(segments), start, len(piece) / SAMPLE_RATE))
+                segments.append(self.recognise(next(log_probs), len(segments), start, len(piece) / SAMPLE_RATE))
                 start += len(piece) / SAMPLE_RATE
             transcripts.append(self._join(segments, start))
         return transcripts
@@ -138,7 +138,8 @@ class Transcriber:
         log_probs, output_lengths = self._encode(padded, lengths)
         return [x[:length] for x, length in zip(log_probs, output_lengths, strict=True)]
 
-    def _segment(self, log_probs: np.ndarray, number: int, start_s: float, duration_s: float) -> Segment:
+    def recognise(self, log_probs: np.ndarray, number: int, start_s: float, duration_s: float) -> Segment:
+        """Return segment `number`, decoded from log_probs (T', V), which begins at start_s and lasts duration_s seconds."""
         hypothesis = decode(log_probs, self.vocabulary, self.decoder, lm=self.lm, hotwords=self.hotwords)
         times = np.minimum(start_s + self.frame_s * np.arange(len(log_probs) + 1), start_s + duration_s)
         words = tuple(self._words(hypothesis.tokens, hypothesis.frames, log_probs, times))
@@ -148,7 +149,7 @@ class Transcriber:
         )
 
     def _words(self, tokens: Sequence[int], frames: Sequence[int], log_probs: np.ndarray, times: np.ndarray) -> Iterator[Word]:
-        """Group tokens to words at the spaces. A word's confidence is the geometric mean of its tokens' probabilities at their peaks.
+        """Group tokens to words at the spaces.
 
         times (T' + 1,): seconds of the start of each frame, and of the end.
         """
@@ -162,7 +163,7 @@ class Transcriber:
                 word=self.vocabulary.decode(letters),
                 start=round(float(times[peaks[0]]), 3),
                 end=round(float(times[peaks[-1] + 1]), 3),
-                confidence=round(float(np.exp(np.mean(log_probs[list(peaks), list(letters)]))), 4),
+                confidence=round(self.decoder.confidence(float(np.mean(log_probs[list(peaks), list(letters)]))), 4),
             )
 
     def _join(self, segments: Sequence[Segment], duration_s: float) -> Transcript:

@@ -40,6 +40,8 @@ Greedy decoding (`--decoder greedy`):
 
 {greedy}
 
+The expected calibration error of the words' confidences is {calibration:.3f}, fitted on one half of the dev utterances and measured on the other.
+
 ## Language model
 
 {lm}, trained by `asr lm train` on 18 million words from about 240 public-domain books; none of them is read in LibriSpeech's dev and test sets.
@@ -84,7 +86,8 @@ def main() -> None:
 
     write("")
     save(lm, arguments.out / LM_NAME)
-    save_decoder_settings(arguments.out, tune(arguments.out, arguments.tune, num_trials=arguments.trials)[-1].settings)
+    tuning = tune(arguments.out, arguments.tune, num_trials=arguments.trials)
+    save_decoder_settings(arguments.out, tuning.settings)
     tables = {}
     for name, decoder in {"beam": None, "greedy": DecoderConfig()}.items():
         transcriber = Transcriber(arguments.out, decoder=decoder)
@@ -101,6 +104,7 @@ def main() -> None:
         seed=folder.info["seed"],
         machine=f"{os.cpu_count()} {platform.machine()} cores",
         lm=f"A word {lm.order}-gram of {sum(lm.num_ngrams):,} n-grams and {len(lm.words):,} words",
+        calibration=tuning.calibration_error,
         **tables,
     )
     write(card)

@@ -16,7 +16,7 @@ from asr.manifest import Utterance, write_manifest
 from asr.model import AcousticModel, ModelConfig
 from asr.text import ENGLISH
 from asr.transcribe import Transcriber
-from asr.tune import tune
+from asr.tune import _calibrated, expected_calibration_error, tune
 
 
 @pytest.fixture
@@ -35,11 +35,12 @@ def manifest(tmp_path: Path) -> Path:
 
 def test_the_best_settings_come_last_and_are_kept_by_the_folder(folder: Path, manifest: Path) -> None:
     save(train(["a cat", "a dog", "the cat"], order=2), folder / LM_NAME)
-    trials = tune(folder, [manifest], num_trials=3, beam_size=5)
-    assert len(trials) == 4 and trials[-1].wer == min(trial.wer for trial in trials)
-    save_decoder_settings(folder, trials[1].settings)
-    assert load_model_folder(folder).decoder == trials[1].settings
-    assert Transcriber(folder).decoder == trials[1].config
+    tuning = tune(folder, [manifest], num_trials=3, beam_size=5)
+    assert len(tuning.trials) == 4 and tuning.trials[-1].wer == min(trial.wer for trial in tuning.trials)
+    assert tuning.config == tuning.trials[-1].config and np.isnan(tuning.calibration_error)  # too few words to calibrate
+    save_decoder_settings(folder, tuning.settings)
+    assert load_model_folder(folder).decoder == tuning.settings
+    assert Transcriber(folder).decoder == tuning.config
 
 
 def test_a_folder_without_language_model_cannot_be_tuned(folder: Path, manifest: Path) -> None:
@@ -51,3 +52,20 @@ def test_a_folder_without_language_model_cannot_be_tuned(folder: Path, manifest:
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(DecoderError, match=next(iter(wrong))):
         DecoderConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_calibration_finds_the_curve_that_made_the_data() -> None:
+    rng = np.random.default_rng(0)
+    scored = []
+    for _ in range(400):
+        x = rng.uniform(-4, 0, 10)
+        right = rng.random(10) < 1 / (1 + np.exp(-(2.0 + 1.5 * x)))
+        scored.append(np.column_stack([x, right]))
+    config, error = _calibrated(DecoderConfig("beam"), scored)
+    assert config.confidence_offset == pytest.approx(2.0, abs=0.2) and config.confidence_slope == pytest.approx(1.5, abs=0.15)
+    assert error < 0.03
+    assert 0 < config.confidence(-1000.0) < config.confidence(0.0) < 1
+
+
+def test_calibration_error_by_hand() -> None:
+    assert expected_calibration_error(np.array([0.95, 0.95, 0.15, 0.15]), np.array([1, 0, 0, 0])) == pytest.approx((2 * 0.45 + 2 * 0.15) / 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -160,4 +161,4 @@ def test_a_narrow_band_still_spells_the_whole_text() -> None:
     log_probs = np.log(np.full((25, 4), 0.25, np.float32))
     spans = forced_align(log_probs, [1, 2, 3] * 6, band=5)
     assert [start for start, _ in spans] == sorted({start for start, _ in spans})
-    assert all(a_end <= b_start for (_, a_end), (b_start, _) in zip(spans, spans[1:], strict=False))
+    assert all(a_end <= b_start for (_, a_end), (b_start, _) in pairwise(spans))

@@ -562,15 +562,25 @@ def _restore(
     scaler: torch.amp.GradScaler,
 ) -> Progress:
     """Put a saved state back. Raises CheckpointError for a state of another configuration."""
-    if state.get("config") != _identity(config):
-        old, new = json.loads(state.get("config", "{}")), json.loads(_identity(config))
-        changed = [key for key in new if old.get(key) != new[key]]
+    changed = _changed(json.loads(state["config"]), json.loads(_identity(config)))
+    if changed:
         raise CheckpointError(f"the run was started with another configuration ({', '.join(changed)} differ); start a new run")
     network.load_state_dict(state["network"])
     average.load_state_dict(state["average"])
     optimiser.load_state_dict(state["optimiser"])
     scaler.load_state_dict(state["scaler"])
     return Progress(**state["progress"])
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return the settings that differ; those that the older version of the program did not have yet are taken to be as they were."""
+    changed = []
+    for key in old.keys() & new.keys():
+        if isinstance(old[key], dict):
+            changed += [f"{key}.{name}" for name in _changed(old[key], new[key])]
+        elif old[key] != new[key]:
+            changed.append(key)
+    return sorted(changed)
 
 
 def _log_step(run: Run, figures: Mapping[str, float], *, epochs_done: float, num_batches: int) -> None:

@@ -32,7 +32,7 @@ from asr.logmel import FeatureConfig
 from asr.manifest import Utterance, read_manifest
 from asr.model import ModelConfig
 from asr.text import TextError
-from asr.train import TrainConfig, TrainingError, learning_rate, train
+from asr.train import TrainConfig, TrainingError, _changed, learning_rate, train
 
 Tones = Callable[..., Path]
 
@@ -509,3 +509,9 @@ def test_the_masks_of_a_step_are_drawn_from_seed_and_step(tones: Tones, tmp_path
 @pytest.fixture(autouse=True)
 def log_everything(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="asr.train")
+
+
+def test_a_setting_that_an_older_state_lacks_does_not_stop_its_run() -> None:
+    new = {"epochs": 3, "model": {"cell": "gru", "later": 1}, "even_later": True}
+    assert _changed({"epochs": 3, "model": {"cell": "gru"}}, new) == []
+    assert _changed({"epochs": 4, "model": {"cell": "lstm"}}, new) == ["epochs", "model.cell"]

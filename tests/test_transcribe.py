@@ -71,7 +71,7 @@ def test_a_batch_gives_what_each_gives_alone(transcriber: Transcriber) -> None:
 
 def test_segments_and_words_lie_in_order_within_the_recording(transcriber: Transcriber) -> None:
     transcript = transcriber.transcribe(np.tile(load_audio(EXAMPLE), 25))
-    assert transcript.duration == pytest.approx(25 * 3.29) and len(transcript.segments) >= 3
+    assert transcript.duration == pytest.approx(25 * 5.3) and len(transcript.segments) >= 3
     assert transcript.segments[0].start == 0 and transcript.segments[-1].end == transcript.duration
     for before, after in zip(transcript.segments, transcript.segments[1:], strict=False):
         assert before.end == after.start
@@ -86,11 +86,11 @@ def test_silence_has_a_transcript(transcriber: Transcriber) -> None:
 
 
 def test_aligned_words_are_the_text_with_times_in_order(transcriber: Transcriber) -> None:
-    transcript = transcriber.align(EXAMPLE, "He might even have been made amiable, himself!")
+    transcript = transcriber.align(EXAMPLE, "Unless to be rather cold-hearted, and rather selfish, is to be ill disposed!")
     (segment,) = transcript.segments
-    assert transcript.text == "he might even have been made amiable himself"
+    assert transcript.text == "unless to be rather cold hearted and rather selfish is to be ill disposed"
     times = [time for word in segment.words for time in (word.start, word.end)]
-    assert times == sorted(times) and times[-1] <= 3.29
+    assert times == sorted(times) and times[-1] <= 5.3
 
 
 def test_a_text_that_does_not_fit_is_refused(transcriber: Transcriber) -> None:
@@ -106,6 +106,7 @@ def test_no_audio_is_an_error(transcriber: Transcriber) -> None:
 
 
 def test_the_shipped_model_says_when_its_words_were_said() -> None:
-    transcript = asr.load_model("english").align(EXAMPLE, "he might even have been made amiable himself")
+    transcript = asr.load_model("english").align(EXAMPLE, "unless to be rather cold hearted and rather selfish is to be ill disposed")
     starts = {word.word: word.start for word in transcript.segments[0].words}
-    assert starts["he"] < 0.5 and 0.9 < starts["have"] < 1.2 and 1.6 < starts["amiable"] < 2.0 and 2.1 < starts["himself"] < 2.5
+    expected = {"unless": 0.25, "cold": 1.4, "selfish": 2.95, "disposed": 4.45}
+    assert {word: pytest.approx(start, abs=0.2) for word, start in expected.items()} == {word: starts[word] for word in expected}

@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/packs"), help="where audio is unpacked to (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/english"), help="run folder (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=14, help="passes over the data (default: %(default)s)")
+    parser.add_argument("--batch-seconds", type=float, default=100.0, help="seconds of audio a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from (default: from scratch)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -47,7 +48,7 @@ def main() -> None:
         # So few passes do not overfit: no speed perturbation and masks of half the usual size.
         augment=AugmentConfig(speeds=(1.0,), noise_probability=0.1, freq_masks=1, freq_width=10, time_masks_per_s=0),
         epochs=arguments.epochs,
-        batch_s=100.0,
+        batch_s=arguments.batch_seconds,
         learning_rate=arguments.learning_rate,
         warmup_epochs=0.2,
         ema_decay=0.999,

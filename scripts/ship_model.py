@@ -25,7 +25,7 @@ CARD = """# english
 
 Writes down English speech: lower-case words, no punctuation, numbers spelled out. A stacked bidirectional GRU with {layers} layers of {hidden} units a
 direction on 80 log-mel bins, {parameters:,} parameters, trained with CTC on {hours} hours of openly licensed speech by `recipes/english/train.py`
-({epochs} epochs, {steps} steps, seed {seed}).
+({epochs} epochs, {steps} steps, seed {seed}, in the last of the runs that `recipes/english/README.md` tells of).
 
 ## Error rates
 

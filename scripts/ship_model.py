@@ -57,6 +57,7 @@ The expected calibration error of the words' confidences is {calibration:.3f}, f
 | CMU ARCTIC (bdl, slt), Carnegie Mellon University | free use |
 | kathleen, Rhasspy | CC0 |
 | Asterisk core sounds, Allison Smith | CC BY-SA 3.0 |
+| AN4, Carnegie Mellon University: the weights started from a model of it | BSD-like |
 | background noises of Google Speech Commands, mixed in | CC BY 4.0 |
 
 ## What it is bad at

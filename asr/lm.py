@@ -9,10 +9,8 @@ import gzip
 import io
 import logging
 import lzma
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -22,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
+
+from asr.storage import replacing, write_atomically
 
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"
 UNKNOWN_ID, START_ID, END_ID = 0, 1, 2
@@ -435,8 +435,7 @@ def save(model: LanguageModel, path: str | Path) -> None:
         "suffix": model.suffix[trigrams:],  # that of a word is the empty context, that of a bigram its last word
     }
     metadata = {"format": FORMAT, "version": FORMAT_VERSION, "order": str(model.order)}
-    with _atomic(Path(path)) as temporary:
-        temporary.write_bytes(to_bytes(tensors, metadata))
+    write_atomically(path, to_bytes(tensors, metadata))
 
 
 def _load_compact(path: Path) -> LanguageModel:
@@ -502,7 +501,7 @@ def _from_steps(steps: np.ndarray) -> np.ndarray:
 
 def write_arpa(model: LanguageModel, path: str | Path) -> None:
     """Write `model` in the ARPA format, gzipped if the name ends in .gz."""
-    with _atomic(Path(path)) as temporary:
+    with replacing(path) as temporary:
         opener = gzip.open if Path(path).suffix == ".gz" else open
         with opener(temporary, "wt", encoding="utf-8") as file:
             file.write("\\data\\\n")
@@ -670,16 +669,3 @@ def _open_text(path: Path) -> io.TextIOBase:
         raise LanguageModelError(f"{path}: cannot be read ({error.strerror})") from error
     opener = gzip.open if magic[:2] == b"\x1f\x8b" else lzma.open if magic == b"\xfd7zXZ\x00" else open
     return opener(path, "rt", encoding="utf-8")
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """Yield a name to write to; what is there at the end takes the place of `path` at once."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

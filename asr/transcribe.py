@@ -64,12 +64,7 @@ class Transcriber:
 
         Raises AudioError.
         """
-        segments: list[Segment] = []
-        num_samples = 0
-        for num_piece, log_probs in self._encoded_pieces(source, sample_rate):
-            segments.append(self.recognise(log_probs, len(segments), num_samples / SAMPLE_RATE, num_piece / SAMPLE_RATE))
-            num_samples += num_piece
-        return self._join(segments, num_samples / SAMPLE_RATE)
+        return self._recognise_pieces(self._encoded_pieces(source, sample_rate))
 
     def align(self, source: AudioSource | np.ndarray, text: str, sample_rate: int = SAMPLE_RATE) -> Transcript:
         """Return `text`, which is what is said in the audio, with the times of its words: the best path that spells it.
@@ -89,10 +84,8 @@ class Transcriber:
         spans = forced_align(log_probs, tokens)
         peaks = tuple(start + int(log_probs[start:end, token].argmax()) for token, (start, end) in zip(tokens, spans, strict=True))
         words = tuple(self._words(tuple(tokens), peaks, log_probs, times))
-        confidence = float(np.mean([word.confidence for word in words])) if words else 1.0
-        duration_s = round(num_samples / SAMPLE_RATE, 3)
-        joined = " ".join(word.word for word in words)
-        return self._join([Segment(0, 0.0, duration_s, joined, round(confidence, 4), words)], duration_s)
+        duration_s = num_samples / SAMPLE_RATE
+        return self._join([make_segment(0, 0.0, duration_s, words)], duration_s)
 
     def _encoded_pieces(self, source: AudioSource | np.ndarray, sample_rate: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the number of samples and log_probs (T', V) of each piece of the audio, in their order."""
@@ -104,15 +97,7 @@ class Transcriber:
         """Return one Transcript per float32 waveform (N,) at 16 kHz, encoded together; the same texts as one by one."""
         cut = [list(cut_at_pauses([waveform])) for waveform in waveforms]
         log_probs = iter(self.log_probs([piece for pieces in cut for piece in pieces]))
-        transcripts = []
-        for pieces in cut:
-            segments: list[Segment] = []
-            start = 0.0
-            for piece in pieces:
-                segments.append(self.recognise(next(log_probs), len(segments), start, len(piece) / SAMPLE_RATE))
-                start += len(piece) / SAMPLE_RATE
-            transcripts.append(self._join(segments, start))
-        return transcripts
+        return [self._recognise_pieces((len(piece), next(log_probs)) for piece in pieces) for pieces in cut]
 
     def log_probs(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return log-probabilities (T', V) per waveform (N,), in their order; similar lengths are encoded together."""
@@ -143,10 +128,16 @@ class Transcriber:
         hypothesis = decode(log_probs, self.vocabulary, self.decoder, lm=self.lm, hotwords=self.hotwords)
         times = np.minimum(start_s + self.frame_s * np.arange(len(log_probs) + 1), start_s + duration_s)
         words = tuple(self._words(hypothesis.tokens, hypothesis.frames, log_probs, times))
-        confidence = float(np.mean([word.confidence for word in words])) if words else 1.0
-        return Segment(
-            number, round(start_s, 3), round(start_s + duration_s, 3), " ".join(w.word for w in words), round(confidence, 4), words
-        )
+        return make_segment(number, start_s, start_s + duration_s, words)
+
+    def _recognise_pieces(self, pieces: Iterable[tuple[int, np.ndarray]]) -> Transcript:
+        """Return the transcript of pieces that follow one another, each a number of samples and log_probs (T', V)."""
+        segments: list[Segment] = []
+        num_samples = 0
+        for num_piece, log_probs in pieces:
+            segments.append(self.recognise(log_probs, len(segments), num_samples / SAMPLE_RATE, num_piece / SAMPLE_RATE))
+            num_samples += num_piece
+        return self._join(segments, num_samples / SAMPLE_RATE)
 
     def _words(self, tokens: Sequence[int], frames: Sequence[int], log_probs: np.ndarray, times: np.ndarray) -> Iterator[Word]:
         """Group tokens to words at the spaces.
@@ -169,6 +160,12 @@ class Transcriber:
     def _join(self, segments: Sequence[Segment], duration_s: float) -> Transcript:
         text = " ".join(segment.text for segment in segments if segment.text)
         return Transcript(text, round(duration_s, 3), self.name, tuple(segments))
+
+
+def make_segment(number: int, start_s: float, end_s: float, words: tuple[Word, ...]) -> Segment:
+    """Return a segment of words; its confidence is their mean, 1 for silence."""
+    confidence = float(np.mean([word.confidence for word in words])) if words else 1.0
+    return Segment(number, round(start_s, 3), round(end_s, 3), " ".join(word.word for word in words), round(confidence, 4), words)
 
 
 def folder_decoder(folder: ModelFolder) -> DecoderConfig:

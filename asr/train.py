@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
 from asr.audio import SAMPLE_RATE, load_audio
@@ -146,11 +147,11 @@ class Run:
     run_dir: Path
     vocabulary: Vocabulary
     network: AcousticModel
-    wrapped: nn.Module
+    wrapped: Any  # the network, or DistributedDataParallel around it
     average: AcousticModel
     log_mel: LogMel
     optimiser: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    scaler: GradScaler
     train_set: SpeechDataset
     dev_sets: dict[str, list[Utterance]]
     progress: Progress
@@ -239,7 +240,7 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
     average = AcousticModel(config.model).to(device).eval().requires_grad_(False)
     average.load_state_dict(network.state_dict())
     progress = Progress()
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+    scaler = GradScaler(device.type, enabled=config.precision == "float16")
     if resume:
         progress = _restore(load_training_state(run_dir), config, network, average, optimiser, scaler)
         logger.info("resumed at epoch %d, step %d", progress.epoch, progress.step)
@@ -395,7 +396,7 @@ def _step(run: Run, pieces: Sequence[Batch], *, num_utterances: int, num_tokens:
     total = torch.zeros((), device=run.device)
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
-        with contextlib.nullcontext() if last or run.world == 1 else run.wrapped.no_sync():  # type: ignore[operator]
+        with contextlib.nullcontext() if last or run.world == 1 else run.wrapped.no_sync():
             weight = 1.0 if number * run.world + run.rank < num_utterances else 0.0
             loss = weight * _piece_loss(run, piece, rng) / max(num_tokens, 1)
             run.scaler.scale(loss * run.world).backward()  # type: ignore[no-untyped-call]  # DDP divides by the world's size
@@ -559,7 +560,7 @@ def _restore(
     network: AcousticModel,
     average: AcousticModel,
     optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    scaler: GradScaler,
 ) -> Progress:
     """Put a saved state back. Raises CheckpointError for a state of another configuration."""
     changed = _changed(json.loads(state["config"]), json.loads(_identity(config)))

@@ -41,6 +41,7 @@ from asr.features import LogMel
 from asr.logmel import FeatureConfig, num_frames
 from asr.manifest import Utterance, read_manifest
 from asr.model import AcousticModel, ModelConfig, output_length
+from asr.muon import Muon
 from asr.storage import write_atomically
 from asr.text import ENGLISH, Vocabulary
 from asr.wer import ErrorCounts, count_word_errors
@@ -48,6 +49,7 @@ from asr.wer import ErrorCounts, count_word_errors
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10
+OPTIMISERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -60,7 +62,8 @@ class TrainConfig:
     """Everything a run depends on. Manifests are paths; the vocabulary is ENGLISH unless `vocabulary` gives its tokens.
 
     epochs: passes over the data, the last at a learning rate of almost zero. batch_s: seconds of audio a step, padding counted, over all
-    processes. accumulation: pieces a step's batch is cut into, to save memory. learning_rate: the peak, reached after warmup_epochs, then
+    processes. optimiser: "muon" for the weights of the convolutions and the recurrent layers, with AdamW for the rest, or "adamw" for all.
+    accumulation: pieces a step's batch is cut into, to save memory. learning_rate: the peak, reached after warmup_epochs, then
     falling as a cosine. clip_norm: largest norm of the gradient. ema_decay: of the running average of the weights, which is what is
     validated and saved; 0 turns it off. consistency: weight of the symmetric KL divergence between two differently masked views of an
     utterance (CR-CTC, Yao et al. 2024); 0 turns it off. init: a model folder to start from. patience: validations without a better dev
@@ -79,6 +82,7 @@ class TrainConfig:
     epochs: int = 60
     batch_s: float = 100.0
     accumulation: int = 1
+    optimiser: str = "muon"
     learning_rate: float = 2e-3
     warmup_epochs: float = 2.0
     weight_decay: float = 1e-2
@@ -96,6 +100,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.train_manifests:
             raise TrainingError("train_manifests: expected at least one manifest")
+        if self.optimiser not in OPTIMISERS:
+            raise TrainingError(f"optimiser: expected one of {', '.join(OPTIMISERS)}, found {self.optimiser!r}")
         if self.precision not in PRECISIONS:
             raise TrainingError(f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
         for name in ("epochs", "batch_s", "accumulation", "learning_rate", "clip_norm", "validate_epochs"):
@@ -150,7 +156,7 @@ class Run:
     wrapped: Any  # the network, or DistributedDataParallel around it
     average: AcousticModel
     log_mel: LogMel
-    optimiser: torch.optim.Optimizer
+    optimisers: list[torch.optim.Optimizer]
     scaler: GradScaler
     train_set: SpeechDataset
     dev_sets: dict[str, list[Utterance]]
@@ -229,20 +235,13 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
     fastest_speeds = _fastest_speeds(train_utterances, vocabulary, config)
     torch.manual_seed(config.seed)
     network = _initial_network(config, vocabulary).to(device)
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    plain = [p for p in network.parameters() if p.dim() <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(0.9, 0.98),
-        fused=device.type == "cuda",
-    )
+    optimisers = _optimisers(config, network)
     average = AcousticModel(config.model).to(device).eval().requires_grad_(False)
     average.load_state_dict(network.state_dict())
     progress = Progress()
     scaler = GradScaler(device.type, enabled=config.precision == "float16")
     if resume:
-        progress = _restore(load_training_state(run_dir), config, network, average, optimiser, scaler)
+        progress = _restore(load_training_state(run_dir), config, network, average, optimisers, scaler)
         logger.info("resumed at epoch %d, step %d", progress.epoch, progress.step)
     tensorboard = None
     if rank == 0:
@@ -259,7 +258,7 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         wrapped=wrapped,
         average=average,
         log_mel=LogMel(config.features).to(device),
-        optimiser=optimiser,
+        optimisers=optimisers,
         scaler=scaler,
         train_set=SpeechDataset(
             train_utterances, vocabulary, augment=config.augment, noises=noises, fastest_speeds=fastest_speeds
@@ -271,6 +270,28 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         device=device,
         tensorboard=tensorboard,
     )
+
+
+def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim.Optimizer]:
+    """Return Muon for the weights of convolutions and recurrences, if it is asked for, and AdamW for all that it leaves."""
+    gates = {"gru": 3, "lstm": 4}.get(config.model.cell, 1)
+    parameters = dict(network.named_parameters())
+    matrices = {name: p for name, p in parameters.items() if p.dim() > 1 and not name.startswith("output.")}
+    optimisers: list[torch.optim.Optimizer] = []
+    if config.optimiser == "muon":
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in matrices.items() if name.startswith("layers.")], "num_blocks": gates},
+            {"params": [p for name, p in matrices.items() if not name.startswith("layers.")]},
+        ]
+        optimisers.append(Muon(groups, lr=config.learning_rate, weight_decay=config.weight_decay))
+        parameters = {name: p for name, p in parameters.items() if name not in matrices}
+    groups = [
+        {"params": [p for p in parameters.values() if p.dim() > 1]},
+        {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    fused = config.device.startswith("cuda")
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=fused)
+    return [*optimisers, adamw]
 
 
 def _read_all(paths: Sequence[str]) -> list[Utterance]:
@@ -386,10 +407,11 @@ def _step(run: Run, pieces: Sequence[Batch], *, num_utterances: int, num_tokens:
     """One update of the weights: the gradient of the loss a token over the step's whole batch, guarded, clipped, applied, averaged."""
     config, progress = run.config, run.progress
     run.network.train()
-    run.optimiser.zero_grad(set_to_none=True)
     rate = learning_rate(config, epochs_done)
-    for group in run.optimiser.param_groups:
-        group["lr"] = rate
+    for optimiser in run.optimisers:
+        optimiser.zero_grad(set_to_none=True)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
     seed = int(np.random.SeedSequence([config.seed, progress.step, run.rank]).generate_state(1)[0])
     torch.manual_seed(seed)  # dropout
     rng = np.random.default_rng(seed)  # SpecAugment
@@ -403,11 +425,13 @@ def _step(run: Run, pieces: Sequence[Batch], *, num_utterances: int, num_tokens:
         total += loss.detach()
     if run.world > 1:
         dist.all_reduce(total)
-    run.scaler.unscale_(run.optimiser)
+    for optimiser in run.optimisers:
+        run.scaler.unscale_(optimiser)
     norm = nn.utils.clip_grad_norm_(run.network.parameters(), config.clip_norm)
     progress.step += 1
     if bool(torch.isfinite(total) & torch.isfinite(norm)):
-        run.scaler.step(run.optimiser)
+        for optimiser in run.optimisers:
+            run.scaler.step(optimiser)
         progress.bad_steps = 0
         _update_average(run)
     else:
@@ -548,7 +572,7 @@ def _save_state(run: Run) -> None:
             "progress": dataclasses.asdict(run.progress),
             "network": run.network.state_dict(),
             "average": run.average.state_dict(),
-            "optimiser": run.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in run.optimisers],
             "scaler": run.scaler.state_dict(),
         },
     )
@@ -559,16 +583,19 @@ def _restore(
     config: TrainConfig,
     network: AcousticModel,
     average: AcousticModel,
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     scaler: GradScaler,
 ) -> Progress:
     """Put a saved state back. Raises CheckpointError for a state of another configuration."""
+    if "optimisers" not in state:
+        raise CheckpointError("the run was started by an older version of this program; start a new run, with its best/ as init")
     changed = _changed(json.loads(state["config"]), json.loads(_identity(config)))
     if changed:
         raise CheckpointError(f"the run was started with another configuration ({', '.join(changed)} differ); start a new run")
     network.load_state_dict(state["network"])
     average.load_state_dict(state["average"])
-    optimiser.load_state_dict(state["optimiser"])
+    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
     scaler.load_state_dict(state["scaler"])
     return Progress(**state["progress"])
 

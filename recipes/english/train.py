@@ -7,10 +7,13 @@ import logging
 from pathlib import Path
 
 from asr.augment import AugmentConfig
+from asr.corpora.cut import cut_manifest
 from asr.corpora.pack import prepare_noise, prepare_pack
+from asr.decoder import DecoderConfig
 from asr.manifest import read_manifest, write_manifest
 from asr.model import ModelConfig
 from asr.train import TrainConfig, train
+from asr.transcribe import Transcriber
 
 PACKS = (
     "librispeech", "librispeech_recovered", "common_voice", "common_voice_2", "common_voice_recovered",
@@ -29,6 +32,8 @@ def main() -> None:
     parser.add_argument("--batch-seconds", type=float, default=100.0, help="seconds of audio a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from (default: from scratch)")
+    parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
+    parser.add_argument("--validate-epochs", type=int, default=1, help="epochs from one validation to the next (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0: all cores (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's last state")
@@ -39,6 +44,10 @@ def main() -> None:
     prepare_noise(arguments.corpora, arguments.data / "noise")
     train_manifest = arguments.data / "english_train.jsonl"
     write_manifest(train_manifest, [u for name in PACKS for u in read_manifest(manifests[name]["train"]) if u.id not in TOO_FAST])
+    if arguments.cut_with:
+        whole, train_manifest = train_manifest, arguments.data / "english_train_cut.jsonl"
+        if not train_manifest.exists():
+            cut_manifest(whole, train_manifest, Transcriber(arguments.cut_with, decoder=DecoderConfig()), longest_s=6.0)
     config = TrainConfig(
         train_manifests=(str(train_manifest),),
         dev_manifests=tuple(str(manifests[name]["dev"]) for name in DEV),
@@ -51,6 +60,7 @@ def main() -> None:
         batch_s=arguments.batch_seconds,
         learning_rate=arguments.learning_rate,
         warmup_epochs=0.2,
+        validate_epochs=arguments.validate_epochs,
         ema_decay=0.999,
         precision="bfloat16",
         device=arguments.device,

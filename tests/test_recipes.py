@@ -19,6 +19,7 @@ import torch
 from asr.audio import SAMPLE_RATE
 from asr.checkpoint import load_model_folder, save_model_folder
 from asr.corpora import librispeech
+from asr.corpora.pack import prepare_pack
 from asr.logmel import FeatureConfig
 from asr.model import AcousticModel, ModelConfig
 from asr.text import ENGLISH
@@ -120,16 +121,23 @@ def test_recipe_trains_and_scores_from_packs(
     assert "WER % [95 %]" in printed and "1 epochs" in printed
 
 
-def test_ljspeech_starts_from_a_model_in_that_model_s_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own_manifests", [False, True])
+def test_finetune_keeps_the_model_s_shape_and_scores_it_before_and_after(
+    own_manifests: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_pack(tmp_path, "ljspeech")
     config = ModelConfig(num_layers=1, hidden_size=8, conv_channels=8)
     save_model_folder(
         tmp_path / "small", AcousticModel(config), features=FeatureConfig(), vocabulary=ENGLISH, info={}, card=""
     )
-    out = tmp_path / "run"
-    options = ["--corpora", tmp_path, "--data", tmp_path / "data", "--out", out, "--init", tmp_path / "small"]
-    run_recipe(RECIPES / "ljspeech" / "train.py", *options, *ONE_EPOCH, monkeypatch=monkeypatch)
-    assert load_model_folder(out / "best").network["hidden_size"] == 8
+    data = ["--corpora", tmp_path, "--data", tmp_path / "data"]
+    if own_manifests:
+        manifests = prepare_pack(tmp_path, tmp_path / "data", name="ljspeech")
+        data = ["--train", manifests["train"], "--dev", manifests["dev"]]
+    options = [*data, "--out", tmp_path / "run", "--init", tmp_path / "small"]
+    run_recipe(RECIPES / "finetune" / "train.py", *options, *ONE_EPOCH, monkeypatch=monkeypatch)
+    assert load_model_folder(tmp_path / "run" / "best").network["hidden_size"] == 8
+    assert capsys.readouterr().out.count("WER % [95 %]") == 2
 
 
 def test_english_trains_from_packs_with_noise(

@@ -38,6 +38,7 @@ def main() -> None:
         augment=AugmentConfig(freq_width=15, time_width=25, time_share=0.2),
         epochs=arguments.epochs,
         batch_s=45.0,
+        optimiser="adamw",
         learning_rate=2e-3,
         warmup_epochs=3.0,
         ema_decay=0.998,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import replace
 from pathlib import Path
 
-from asr.checkpoint import load_model_folder
 from asr.corpora.ljspeech import download_ljspeech, prepare_ljspeech
 from asr.corpora.pack import prepare_pack
 from asr.evaluate import evaluate_manifest, results_table
@@ -21,7 +19,6 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, help="folder with the pack ljspeech.tar, ljspeech.jsonl (default: download the corpus)")
     parser.add_argument("--data", type=Path, default=Path("data/ljspeech"), help="corpus and manifests (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/ljspeech"), help="run folder (default: %(default)s)")
-    parser.add_argument("--init", default="", help="model to start from, a folder or the name of a shipped one (default: from scratch)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=40, help="passes over the data (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -34,16 +31,12 @@ def main() -> None:
         manifests = prepare_pack(arguments.corpora, arguments.data, name="ljspeech")
     else:
         manifests = prepare_ljspeech(download_ljspeech(arguments.data), arguments.data)
-    model = ModelConfig(dropout=0.3)
-    if arguments.init:
-        model = replace(ModelConfig(**load_model_folder(arguments.init).network), dropout=model.dropout)
     config = TrainConfig(
         train_manifests=(str(manifests["train"]),),  # the last weights of a fixed schedule are the model: nothing is chosen on dev
-        init=arguments.init,
-        model=model,
+        model=ModelConfig(dropout=0.3),
         epochs=arguments.epochs,
         batch_s=40.0,
-        learning_rate=5e-4 if arguments.init else 2e-3,
+        learning_rate=2e-3,
         warmup_epochs=2.0,
         ema_decay=0.995,
         precision="bfloat16",

@@ -1,0 +1,86 @@
+"""Train a one-directional English model for live recognition, from packs of openly licensed speech (see README.md)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+from asr.augment import AugmentConfig
+from asr.checkpoint import load_model_folder, load_network, save_model_folder
+from asr.corpora.pack import prepare_noise, prepare_pack
+from asr.logmel import FeatureConfig
+from asr.manifest import read_manifest, write_manifest
+from asr.model import AcousticModel, ModelConfig
+from asr.train import TrainConfig, train
+
+PACKS = (
+    "librispeech", "librispeech_recovered", "common_voice", "common_voice_2", "common_voice_recovered",
+    "ljspeech", "ljtext", "cmu_arctic", "kathleen", "asterisk",
+)  # fmt: skip
+DEV = ("librispeech", "common_voice")
+TOO_FAST = {"bdl_arctic_b0512"}  # its letters need more output frames than it has
+FEATURES = FeatureConfig(normalisation="running")
+
+
+def forward_half(model: str | os.PathLike[str], path: Path) -> ModelConfig:
+    """Write what a bidirectional model computes forward in time as a model folder to start from; return its shape."""
+    folder = load_model_folder(model)
+    whole = load_network(folder)
+    config = dataclasses.replace(whole.config, bidirectional=False)
+    network = AcousticModel(config)
+    weights = whole.state_dict()
+    for name, tensor in network.state_dict().items():  # of what the backward cells say, and of the inputs for it, nothing is left
+        tensor.copy_(weights[name][tuple(slice(size) for size in tensor.shape)])
+    save_model_folder(path, network, features=FEATURES, vocabulary=folder.vocabulary, info={}, card=f"The forward half of {folder.name}.\n")
+    return config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpora", type=Path, required=True, help="folder of the packs, NAME.tar and NAME.jsonl each")
+    parser.add_argument("--data", type=Path, default=Path("data/packs"), help="where audio is unpacked to (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/streaming"), help="run folder (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=14, help="passes over the data (default: %(default)s)")
+    parser.add_argument("--batch-seconds", type=float, default=100.0, help="seconds of audio a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
+    parser.add_argument("--forward-half-of", default="", metavar="MODEL", help="start from a bidirectional model (default: from scratch)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0: all cores (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from the run folder's last state")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    manifests = {name: prepare_pack(arguments.corpora, arguments.data, name=name) for name in PACKS}
+    prepare_noise(arguments.corpora, arguments.data / "noise")
+    train_manifest = arguments.data / "streaming_train.jsonl"
+    write_manifest(train_manifest, [u for name in PACKS for u in read_manifest(manifests[name]["train"]) if u.id not in TOO_FAST])
+    init, shape = "", ModelConfig(bidirectional=False)
+    if arguments.forward_half_of:
+        init = str(arguments.out / "init")
+        shape = forward_half(arguments.forward_half_of, Path(init))
+    config = TrainConfig(
+        train_manifests=(str(train_manifest),),
+        dev_manifests=tuple(str(manifests[name]["dev"]) for name in DEV),
+        noise_dir=str(arguments.data / "noise"),
+        init=init,
+        features=FEATURES,
+        model=dataclasses.replace(shape, dropout=0.1),
+        augment=AugmentConfig(speeds=(1.0,), noise_probability=0.1, freq_masks=1, freq_width=10, time_masks_per_s=0),
+        epochs=arguments.epochs,
+        batch_s=arguments.batch_seconds,
+        learning_rate=arguments.learning_rate,
+        warmup_epochs=0.2,
+        ema_decay=0.999,
+        precision="bfloat16",
+        device=arguments.device,
+        num_threads=arguments.threads,
+    )
+    result = train(config, arguments.out, resume=arguments.resume)
+    print(f"dev WER {100 * result.dev_wer:.2f} % after {result.epochs} epochs, {result.hours:.2f} h: {result.model_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr.audio import SAMPLE_RATE
+from asr.audio import write_wav
 from asr.corpora import (
     DUPLICATE,
     MALFORMED_LINE,
@@ -128,8 +128,6 @@ def _audio(stem: Path, audio_dir: Path, where: str, problems: Problems) -> Path 
 
 
 def _raw_to_wav(path: Path, target: Path, where: str, problems: Problems) -> Path | None:
-    import soundfile
-
     data = path.read_bytes()
     if not data or len(data) % 2:
         problems.add(UNREADABLE_AUDIO, where, f"{path}: expected 16-bit samples, found {len(data)} bytes")
@@ -143,10 +141,7 @@ def _raw_to_wav(path: Path, target: Path, where: str, problems: Problems) -> Pat
             f"{path}: the samples look little-endian; fetch CMU's big-endian archive or the .sph one",
         )
         return None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    soundfile.write(temporary, samples.astype(np.int16), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    os.replace(temporary, target)
+    write_wav(target, samples.astype(np.int16))
     return target
 
 

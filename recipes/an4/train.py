@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/an4"), help="corpus and manifests (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/an4"), help="run folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=100, help="passes over the data (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=40, help="passes over the data (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0: all cores (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's last state")
     arguments = parser.parse_args()
@@ -34,13 +34,11 @@ def main() -> None:
         manifests = prepare_an4(download_an4(arguments.data), arguments.data)
     config = TrainConfig(
         train_manifests=(str(manifests["train"]),),  # no dev part: the last weights of a fixed schedule are the model
-        model=ModelConfig(dropout=0.2),
+        model=ModelConfig(dropout=0.3),
         augment=AugmentConfig(freq_width=15, time_width=25, time_share=0.2),
         epochs=arguments.epochs,
-        batch_s=45.0,
-        optimiser="adamw",
-        learning_rate=2e-3,
-        warmup_epochs=3.0,
+        batch_s=60.0,
+        learning_rate=1.5e-3,
         ema_decay=0.998,
         precision="bfloat16",
         seed=arguments.seed,

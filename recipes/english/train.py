@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from asr.augment import AugmentConfig
-from asr.corpora.cut import cut_manifest
+from asr.cut import cut_manifest
 from asr.corpora.pack import prepare_noise, prepare_pack
 from asr.decoder import DecoderConfig
 from asr.manifest import read_manifest, write_manifest

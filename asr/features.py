@@ -10,7 +10,7 @@ from asr.logmel import FeatureConfig, num_frames
 
 
 class LogMel(nn.Module):
-    """Log-mel features of a padded batch, normalised per utterance and mel bin over the valid frames only.
+    """Log-mel features of a padded batch, normalised per mel bin over the valid frames of the utterance, or over those so far.
 
     The result of an utterance does not depend on its neighbours: samples beyond its length count as zeros, as they do when it is alone.
     """
@@ -43,11 +43,23 @@ class LogMel(nn.Module):
         logs = torch.log(torch.clamp(mel, min=self.config.log_floor))
         frame_lengths: Tensor = num_frames(lengths, self.config)  # type: ignore[arg-type, assignment]
         mask = _mask(frame_lengths, logs.shape[1])[..., None]  # (B, T, 1)
+        if self.config.normalisation == "running":
+            return _normalise_running(logs, self.config) * mask, frame_lengths
         count = frame_lengths[:, None, None]
         mean = (logs * mask).sum(dim=1, keepdim=True) / count
         centred = (logs - mean) * mask
         std = torch.sqrt((centred**2).sum(dim=1, keepdim=True) / count)
         return centred / torch.clamp(std, min=self.config.min_std), frame_lengths
+
+
+def _normalise_running(logs: Tensor, config: FeatureConfig) -> Tensor:
+    """Normalise each frame (B, T, M) over those up to it, as asr.logmel.LogMelStream does."""
+    differences = logs.double() - config.prior_mean
+    counts = config.prior_frames + torch.arange(1, logs.shape[1] + 1, device=logs.device)[:, None]  # (T, 1)
+    means = differences.cumsum(dim=1) / counts
+    squares = (config.prior_frames * config.prior_std**2 + (differences**2).cumsum(dim=1)) / counts
+    stds = torch.sqrt(torch.clamp(squares - means**2, min=config.min_std**2))
+    return ((differences - means) / stds).float()
 
 
 def _mask(lengths: Tensor, size: int) -> Tensor:

@@ -10,7 +10,9 @@ from functools import lru_cache
 
 import numpy as np
 
-BLOCK_FRAMES = 4096  # frames transformed at once: bounds the memory of long audio
+BLOCK_FRAMES = 128  # frames transformed at once: they stay in a core's cache
+PRODUCT_FRAMES = 8  # multiplied by the filters at once: so few that BLAS does not wake its threads, which cost more than they bring
+NORMALISATIONS = ("utterance", "running")
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class FeatureConfig:
 
     Frame t is centred on sample t * hop_length; the waveform is taken to be zero outside itself (librosa's default padding).
     log_floor: smallest mel power, before the logarithm. min_std: smallest standard deviation divided by in the normalisation.
+    normalisation: over the whole "utterance", or "running", over the frames so far, for live recognition. The running one starts as if
+    prior_frames frames with a mean of prior_mean and a standard deviation of prior_std, which are speech's, had come before.
     Raises ValueError for settings that make no spectrogram.
     """
 
@@ -31,6 +35,10 @@ class FeatureConfig:
     max_frequency: float = 8_000.0
     log_floor: float = 1e-5
     min_std: float = 1e-2
+    normalisation: str = "utterance"
+    prior_mean: float = -6.0
+    prior_std: float = 4.0
+    prior_frames: int = 100
 
     def __post_init__(self) -> None:
         for name in ("sample_rate", "num_mels", "window_length", "hop_length", "fft_length"):
@@ -43,7 +51,11 @@ class FeatureConfig:
                 f"min_frequency, max_frequency: expected 0 <= min < max <= {self.sample_rate / 2:g} Hz, found "
                 f"{self.min_frequency!r} and {self.max_frequency!r}"
             )
-        for name in ("log_floor", "min_std"):
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(f"normalisation: expected one of {', '.join(NORMALISATIONS)}, found {self.normalisation!r}")
+        if not 1 <= self.prior_frames <= 1_000_000 or not -1e3 < self.prior_mean < 1e3:
+            raise ValueError(f"prior_frames, prior_mean: expected 1 to 1000000 and -1000 to 1000, found {self.prior_frames!r} and {self.prior_mean!r}")
+        for name in ("log_floor", "min_std", "prior_std"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name}: expected more than 0, found {getattr(self, name)!r}")
 
@@ -65,18 +77,63 @@ def mel_filters(config: FeatureConfig) -> np.ndarray:
 
 def log_mel(waveform: np.ndarray, config: FeatureConfig) -> np.ndarray:
     """Return normalised log-mel features (T, M) float32 of a waveform (N,) float32, T = num_frames(N)."""
-    num = num_frames(len(waveform), config)
-    margin = config.fft_length // 2
-    padded = np.pad(waveform, margin)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, config.fft_length)[:: config.hop_length][:num]  # (T, fft)
+    if config.normalisation == "running":
+        return LogMelStream(config).push(waveform, last=True)
+    return normalise(_log_mel_windows(np.pad(waveform, config.fft_length // 2), config), config)
+
+
+class LogMelStream:
+    """log_mel of a waveform that comes piece by piece: the frames of all pieces, put together, are those of the whole.
+
+    Raises ValueError for settings whose normalisation is not "running".
+    """
+
+    def __init__(self, config: FeatureConfig) -> None:
+        if config.normalisation != "running":
+            raise ValueError(f"expected features of running normalisation in a stream, found {config.normalisation!r}")
+        self.config = config
+        self._held = np.zeros(config.fft_length // 2, np.float32)  # from the first sample of the next frame's window on
+        self._count = float(config.prior_frames)
+        self._sum = np.zeros(config.num_mels)  # of the differences from prior_mean, over _count frames
+        self._square_sum = np.full(config.num_mels, config.prior_frames * config.prior_std**2)
+
+    def push(self, samples: np.ndarray, *, last: bool = False) -> np.ndarray:
+        """Return the features (t, M) of the frames that `samples` (n,) complete, 16 ms after their centre; `last`: also of those at the end."""
+        padding = np.zeros(self.config.fft_length // 2 if last else 0, np.float32)
+        self._held = np.concatenate([self._held, samples, padding])
+        logs = _log_mel_windows(self._held, self.config)
+        self._held = self._held[len(logs) * self.config.hop_length :]
+        return self._normalise(logs)
+
+    def _normalise(self, logs: np.ndarray) -> np.ndarray:
+        """Normalise each of the next frames (t, M) over those up to it, itself and the prior's included."""
+        differences = logs.astype(np.float64) - self.config.prior_mean
+        counts = self._count + np.arange(1, len(logs) + 1)[:, None]  # (t, 1)
+        sums = self._sum + differences.cumsum(axis=0)
+        square_sums = self._square_sum + (differences**2).cumsum(axis=0)
+        if len(logs):
+            self._count, self._sum, self._square_sum = float(counts[-1, 0]), sums[-1], square_sums[-1]
+        means = sums / counts
+        stds = np.sqrt(np.maximum(square_sums / counts - means**2, self.config.min_std**2))
+        normalised: np.ndarray = ((differences - means) / stds).astype(np.float32)
+        return normalised
+
+
+def _log_mel_windows(padded: np.ndarray, config: FeatureConfig) -> np.ndarray:
+    """Return the log-mel (T, M) of all the whole windows of fft_length in `padded` (N,), a hop apart."""
+    if len(padded) < config.fft_length:
+        return np.zeros((0, config.num_mels), np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, config.fft_length)[:: config.hop_length]  # (T, fft)
+    num = len(windows)
     window, filters = _window(config), _filters(config)
     mel = np.empty((num, config.num_mels), np.float32)
+    power = np.zeros((-(-BLOCK_FRAMES // PRODUCT_FRAMES), PRODUCT_FRAMES, len(filters)), np.float32)
     for first in range(0, num, BLOCK_FRAMES):
         spectrum = np.fft.rfft(windows[first : first + BLOCK_FRAMES] * window)  # (t, F)
-        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-        mel[first : first + BLOCK_FRAMES] = power @ filters
-    logs = np.log(np.maximum(mel, config.log_floor))
-    return normalise(logs, config)
+        power.reshape(-1, len(filters))[: len(spectrum)] = spectrum.real**2 + spectrum.imag**2
+        mel[first : first + BLOCK_FRAMES] = (power @ filters).reshape(-1, config.num_mels)[: len(spectrum)]
+    logs: np.ndarray = np.log(np.maximum(mel, config.log_floor))
+    return logs
 
 
 def normalise(features: np.ndarray, config: FeatureConfig) -> np.ndarray:

@@ -120,7 +120,7 @@ class AcousticModel(nn.Module):
         """Return log_probs (B, T', V) of the encoder's output (T'', B, C)."""
         x = F.dropout(self.norms[-1](x), self.config.dropout, self.training).transpose(0, 1)  # (T'', B, C) -> (B, T'', C)
         logits = self.output(x).float()  # (B, T'', outputs_per_frame V)
-        return F.log_softmax(logits.reshape(len(x), -1, self.config.vocabulary_size), dim=-1)
+        return F.log_softmax(logits.reshape(x.shape[0], -1, self.config.vocabulary_size), dim=-1)
 
 
 class Recurrence(nn.Module):

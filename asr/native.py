@@ -22,25 +22,25 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 
-def load(module: ModuleType, name: str, example: tuple[Any, ...]) -> Callable[..., int]:
+def load(module: ModuleType, name: str, example: tuple[Any, ...], *, fused: bool = False) -> Callable[..., int]:
     """Return the function `name` of `module` as machine code for arguments of the types in `example`.
 
     The functions of the module may use numbers, C-contiguous arrays, named tuples of these, and one another, but no Python objects. This
-    one returns an int. The machine code checks no index.
+    one returns an int. The machine code checks no index. fused: a product and a sum may be one instruction, rounded once.
     """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    file_name = f"{module.__name__}.{name}-{_fingerprint(module, example)}.o"
+    file_name = f"{module.__name__}.{name}-{_fingerprint(module, (fused, *example))}.o"
     for folder in _folders():
         if code := _read(folder / file_name):
             return _link(code, example)
     logger.warning("compiling %s.%s for this machine; this happens once and takes a few seconds", module.__name__, name)
-    code = _compile(module, name, example)
+    code = _compile(module, name, example, fused)
     _keep(code, file_name)
     return _link(code, example)
 
 
-def _compile(module: ModuleType, name: str, example: tuple[Any, ...]) -> bytes:
+def _compile(module: ModuleType, name: str, example: tuple[Any, ...], fused: bool) -> bytes:
     """Return the function's symbol, a line break, and its object code."""
     import numba
 
@@ -49,6 +49,7 @@ def _compile(module: ModuleType, name: str, example: tuple[Any, ...]) -> bytes:
         "no_cpython_wrapper": True,
         "no_cfunc_wrapper": True,
         "_nrt": False,
+        "fastmath": {"contract"} if fused else False,
     }
     namespace = dict(vars(module))
     for key, value in vars(module).items():

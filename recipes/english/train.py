@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 from asr.augment import AugmentConfig
-from asr.cut import cut_manifest
 from asr.corpora.pack import prepare_noise, prepare_pack
+from asr.cut import cut_manifest
 from asr.decoder import DecoderConfig
 from asr.manifest import read_manifest, write_manifest
 from asr.model import ModelConfig

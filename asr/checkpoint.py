@@ -92,6 +92,10 @@ def load_model_folder(path: str | os.PathLike[str]) -> ModelFolder:
     network = config.get("network")
     if not isinstance(network, dict) or network.get("vocabulary_size") != len(vocabulary):
         raise CheckpointError(f"{path / CONFIG_NAME}: 'network' must be an object whose vocabulary_size is {len(vocabulary)}")
+    for key in ("subsampling", "outputs_per_frame"):
+        value = network.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65_536 or "subsampling" not in network:
+            raise CheckpointError(f"{path / CONFIG_NAME}: 'network': {key} must be a whole number from 1 on, found {network.get(key)!r:.60}")
     try:
         features = FeatureConfig(**_plain(config.get("features"), FeatureConfig))
     except (TypeError, ValueError) as error:
@@ -261,9 +265,9 @@ def _plain(values: Any, kind: type) -> dict[str, Any]:
         raise ValueError("expected an object")
     fields = {field.name: field.default for field in dataclasses.fields(kind)}
     if set(values) - set(fields):
-        raise ValueError(f"unknown keys {sorted(set(values) - set(fields))}")
+        raise ValueError(f"unknown keys {sorted(set(values) - set(fields))!r:.200}")
     for name, value in values.items():
         expected = (int, float) if isinstance(fields[name], float) else type(fields[name])
         if not isinstance(value, expected) or isinstance(value, bool) != isinstance(fields[name], bool):
-            raise ValueError(f"{name}: expected {type(fields[name]).__name__}, found {value!r}")
+            raise ValueError(f"{name}: expected {type(fields[name]).__name__}, found {value!r:.60}")
     return values

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from asr.augment import AugmentConfig, augment_waveform
 from asr.manifest import Utterance, read_utterance
@@ -52,6 +52,7 @@ class SpeechDataset(Dataset[tuple[np.ndarray, list[int], str]]):
         self.noises = list(noises)
         self.fastest_speeds = list(fastest_speeds) or [math.inf] * len(self.utterances)
         self.tokens = [_encode(utterance, vocabulary) for utterance in self.utterances]
+        self.reading: Tensor | None = None  # (num_workers,) in shared memory: what each loader process reads, -1 nothing
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -59,13 +60,21 @@ class SpeechDataset(Dataset[tuple[np.ndarray, list[int], str]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, list[int], str]:
         index, seed = key
         utterance = self.utterances[index]
+        self._note(index)
         waveform = read_utterance(utterance)
         if self.augment is not None:
             rng = np.random.default_rng(seed)
             waveform = augment_waveform(
                 waveform, self.augment, noises=self.noises, rng=rng, fastest_speed=self.fastest_speeds[index]
             )
+        self._note(-1)
         return waveform, self.tokens[index], utterance.id
+
+    def _note(self, index: int) -> None:
+        """Let the main process know what to name should this one die."""
+        worker = get_worker_info()
+        if worker is not None and self.reading is not None:
+            self.reading[worker.id] = index
 
 
 def _encode(utterance: Utterance, vocabulary: Vocabulary) -> list[int]:

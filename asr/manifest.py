@@ -71,19 +71,15 @@ def parse_line(line: bytes, path: Path, number: int) -> Utterance:
     audio = _field(row, "audio_filepath", str, where)
     duration, offset = _field(row, "duration", float, where), _field(row, "offset", float, where, default=0.0)
     if not audio or "\0" in audio:
-        raise ManifestError(f"{where}: 'audio_filepath' is not a path: {audio!r}")
+        raise ManifestError(f"{where}: 'audio_filepath' is not a path: {audio!r:.60}")
     if not (math.isfinite(duration) and duration > 0):
         raise ManifestError(f"{where}: 'duration' must be a positive number of seconds, found {duration}")
     if not (math.isfinite(offset) and offset >= 0):
         raise ManifestError(f"{where}: 'offset' must be a number of seconds >= 0, found {offset}")
-    return Utterance(
-        audio_filepath=os.path.abspath(path.parent / os.path.expanduser(audio)),
-        duration=duration,
-        text=_field(row, "text", str, where),
-        offset=offset,
-        speaker=str(row.get("speaker") or ""),
-        id=str(row.get("id") or Path(audio).stem),
-    )
+    text, speaker, name = _field(row, "text", str, where), str(row.get("speaker") or ""), str(row.get("id") or Path(audio).stem)
+    if any("\ud800" <= character <= "\udfff" for character in audio + text + speaker + name):
+        raise ManifestError(f"{where}: half a character (a lone surrogate, \\ud800 to \\udfff) in a string; expected whole ones")
+    return Utterance(os.path.abspath(path.parent / os.path.expanduser(audio)), duration, text, offset, speaker, name)
 
 
 def _field(row: dict[str, Any], key: str, kind: type, where: str, *, default: Any = None) -> Any:

@@ -34,3 +34,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Delete the temporary files that processes killed inside `replacing` left in a folder; nothing else may write there at the same time."""
+    for path in Path(folder).glob(".*.*-*.tmp"):
+        path.unlink(missing_ok=True)

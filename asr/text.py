@@ -54,13 +54,13 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not self.tokens or self.tokens[0] != BLANK:
-            raise TextError(f"a vocabulary starts with {BLANK!r}, found {self.tokens[:1]!r}")
+            raise TextError(f"a vocabulary starts with {BLANK!r}, found {self.tokens[:1]!r:.60}")
         if len(set(self.tokens)) != len(self.tokens):
             repeated = next(t for t in self.tokens if self.tokens.count(t) > 1)
-            raise TextError(f"a vocabulary names each token once, found {repeated!r} twice")
+            raise TextError(f"a vocabulary names each token once, found {repeated!r:.60} twice")
         wrong = [t for t in self.tokens[1:] if not isinstance(t, str) or len(t) != 1]
         if wrong:
-            raise TextError(f"a vocabulary's tokens are single characters, found {wrong[0]!r}")
+            raise TextError(f"a vocabulary's tokens are single characters, found {wrong[0]!r:.60}")
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> Vocabulary:
@@ -81,7 +81,7 @@ class Vocabulary:
         """Return the token ids of `text`, one a character. Raises TextError naming characters that are not in the vocabulary."""
         unknown = self.unknown(text)
         if unknown:
-            names = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown)
+            names = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
             raise TextError(
                 f"the text {text[:60]!r} has characters outside the vocabulary: {names}; spell digits and symbols out as words,"
                 " or build the vocabulary from a manifest that has them"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
-from asr.audio import SAMPLE_RATE, load_audio
+from asr.audio import SAMPLE_RATE, AudioError, load_audio
 from asr.augment import AugmentConfig, spec_augment
 from asr.checkpoint import (
     CheckpointError,
@@ -42,13 +42,15 @@ from asr.logmel import FeatureConfig, num_frames
 from asr.manifest import Utterance, read_manifest
 from asr.model import AcousticModel, ModelConfig, output_length
 from asr.muon import Muon
-from asr.storage import write_atomically
+from asr.storage import remove_leftovers, write_atomically
 from asr.text import ENGLISH, Vocabulary
 from asr.wer import ErrorCounts, count_word_errors
 
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10
+MAX_UNIFORM_SHARE = 1.5  # an epoch's loss over that of a network that guesses every frame's token; above it training has diverged
+LOADER_TIMEOUT_S = 600.0  # to read and augment one batch
 OPTIMISERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -232,9 +234,10 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
     if not resume and any(run_dir.glob("state-*.pt")):
         raise TrainingError(f"{run_dir}: holds a run already; resume it, or choose another folder")
     train_utterances = _read_all(config.train_manifests)
+    _check_files([*train_utterances, *_read_all(config.dev_manifests)])
     fastest_speeds = _fastest_speeds(train_utterances, vocabulary, config)
     torch.manual_seed(config.seed)
-    network = _initial_network(config, vocabulary).to(device)
+    network = (AcousticModel(config.model) if resume else _initial_network(config, vocabulary)).to(device)
     optimisers = _optimisers(config, network)
     average = AcousticModel(config.model).to(device).eval().requires_grad_(False)
     average.load_state_dict(network.state_dict())
@@ -246,6 +249,9 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
     tensorboard = None
     if rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run_dir)
+        remove_leftovers(run_dir / "best")
+        _trim_log(run_dir / "log.jsonl", progress)
         write_atomically(run_dir / "config.json", (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
         tensorboard = _tensorboard(run_dir, progress.step)
     wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network
@@ -296,6 +302,26 @@ def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim
 
 def _read_all(paths: Sequence[str]) -> list[Utterance]:
     return [utterance for path in paths for utterance in read_manifest(path)]
+
+
+def _check_files(utterances: Sequence[Utterance]) -> None:
+    """Raise TrainingError naming audio files that are not there: it belongs to the start, not to the end of the first epoch."""
+    missing = [path for path in dict.fromkeys(u.audio_filepath for u in utterances) if not os.path.isfile(path)]
+    if missing:
+        raise TrainingError(f"{len(missing)} audio files of the manifests are missing: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
+
+
+def _trim_log(path: Path, progress: Progress) -> None:
+    """Take out of log.jsonl the lines of steps after the state that a run goes on from, which will be written again, and a half line at the end."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            done = row["step"] < progress.step or (row["step"] == progress.step > 0 and ("loss" in row or progress.batch == 0))
+            kept += [line] if done and line.endswith(b"\n") else []
+    write_atomically(path, b"".join(kept))
 
 
 def _read_dev_sets(paths: Sequence[str], vocabulary: Vocabulary) -> dict[str, list[Utterance]]:
@@ -363,34 +389,69 @@ def _tensorboard(run_dir: Path, step: int) -> Any:
 
 
 def _train_epoch(run: Run) -> None:
-    config, progress = run.config, run.progress
-    durations = [utterance.duration for utterance in run.train_set.utterances]
+    config, progress, train_set = run.config, run.progress, run.train_set
+    durations = [utterance.duration for utterance in train_set.utterances]
     batches = epoch_batches(durations, config.batch_s, seed=config.seed, epoch=progress.epoch)
     pieces = [_piece_keys(batch, run, k) for batch in batches[progress.batch :] for k in range(config.accumulation)]
+    train_set.reading = torch.full((config.num_workers,), -1).share_memory_() if config.num_workers else None  # type: ignore[no-untyped-call]
     loader = DataLoader(
-        run.train_set,
+        train_set,
         batch_sampler=pieces,
         collate_fn=collate,
         num_workers=config.num_workers,
         pin_memory=run.device.type == "cuda",
         prefetch_factor=4 if config.num_workers else None,
+        timeout=LOADER_TIMEOUT_S if config.num_workers else 0.0,
     )
-    iterator = iter(loader)
+    failure: ValueError | None = None
+    try:
+        _take_steps(run, iter(loader), batches, durations)
+    except AudioError as error:
+        line = str(error).strip().splitlines()[-1]  # a loader process adds its traceback in front
+        failure = AudioError(line.removeprefix("asr.audio.AudioError: "))
+    except (RuntimeError, ConnectionError, EOFError) as error:  # raised wherever this process happens to be when a loader process dies
+        if train_set.reading is None or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader")):
+            raise
+        names = ", ".join(train_set.utterances[i].id for i in train_set.reading.tolist() if i >= 0) or "nothing"
+        line = str(error).strip().splitlines()[0]
+        failure = TrainingError(f"a loader process failed while reading {names} ({line}); if memory is short, use fewer --workers")
+    if failure is not None:
+        raise failure  # here and not above, where its context would keep the dead loader alive
+    progress.epoch, progress.batch = progress.epoch + 1, 0
+
+
+def _take_steps(run: Run, loaded: Iterator[Batch], batches: Sequence[Sequence[int]], durations: Sequence[float]) -> None:
+    """Take the epoch's remaining steps. Raises TrainingError where its loss is that of a run that has diverged."""
+    config, progress = run.config, run.progress
     last_saved = time.monotonic()
+    loss = uniform_loss = 0.0
     for batch in batches[progress.batch :]:
         started = time.monotonic()
         num_tokens = sum(len(run.train_set.tokens[i]) for i in batch)
         epochs_done = progress.epoch + progress.batch / len(batches)
-        pieces_of_batch = [next(iterator) for _ in range(config.accumulation)]
+        pieces_of_batch = [next(loaded) for _ in range(config.accumulation)]
         figures = _step(run, pieces_of_batch, num_utterances=len(batch), num_tokens=num_tokens, epochs_done=epochs_done)
         progress.batch += 1
-        progress.audio_s += sum(durations[i] for i in batch)
+        audio_s = sum(durations[i] for i in batch)
+        progress.audio_s += audio_s
+        loss += figures["loss"] * num_tokens if math.isfinite(figures["loss"]) else 0.0
+        uniform_loss += audio_s * _uniform_loss_per_s(config)
         progress.seconds += time.monotonic() - started
         _log_step(run, figures, epochs_done=epochs_done, num_batches=len(batches))
         if run.rank == 0 and time.monotonic() - last_saved > config.save_minutes * 60:
             _save_state(run)
             last_saved = time.monotonic()
-    progress.epoch, progress.batch = progress.epoch + 1, 0
+    if loss > MAX_UNIFORM_SHARE * uniform_loss:
+        raise TrainingError(
+            f"training has diverged: in epoch {progress.epoch + 1} the loss was {loss / uniform_loss:.1f} times that of guessing;"
+            f" the learning rate may be too high (now {config.learning_rate}); the states in {run.run_dir} are intact"
+        )
+
+
+def _uniform_loss_per_s(config: TrainConfig) -> float:
+    """Return the loss in nats a second of one path of a network to which all tokens are equally probable: a bound on that of all paths."""
+    frames_per_s = config.features.sample_rate / config.features.hop_length / config.model.subsampling * config.model.outputs_per_frame
+    return frames_per_s * math.log(len(config.vocabulary))
 
 
 def _piece_keys(batch: Sequence[int], run: Run, piece: int) -> list[tuple[int, int]]:
@@ -564,6 +625,9 @@ def _identity(config: TrainConfig) -> str:
 
 
 def _save_state(run: Run) -> None:
+    """Write the state; one whose weights are not finite never takes the place of a sound one."""
+    if not all(bool(tensor.isfinite().all()) for tensor in run.network.state_dict().values()):
+        raise TrainingError(f"step {run.progress.step}: a weight is not finite; resume from the states in {run.run_dir}, which are intact")
     save_training_state(
         run.run_dir,
         run.progress.step,

@@ -156,8 +156,7 @@ def test_a_flac_header_that_claims_weeks_is_not_believed(tmp_path: Path) -> None
     soundfile.write(tmp_path / "a.flac", tone(440, 0.5), SAMPLE_RATE)
     data = bytearray((tmp_path / "a.flac").read_bytes())
     data[21], data[22:26] = data[21] | 0x0F, b"\xff" * 4  # 36 bits of STREAMINFO: the number of samples
-    with pytest.raises(AudioError):
-        audio_duration_s(bytes(data))
+    assert audio_duration_s(bytes(data)) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ def weights_hash(run_dir: Path) -> str:
     state = load_training_state(run_dir)
     digest = hashlib.sha256()
     tensors = [*state["network"].values(), *state["average"].values()]
-    for moments in state["optimiser"]["state"].values():
-        tensors += [moments["exp_avg"], moments["exp_avg_sq"]]
+    for optimiser in state["optimisers"]:
+        tensors += [value for moments in optimiser["state"].values() for value in moments.values()]
     for tensor in tensors:
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from asr.audio import SAMPLE_RATE, AudioError
 from asr.manifest import Utterance, read_manifest, read_utterance
 from asr.text import normalise as normalise_text
+from asr.transcript import Word
 from asr.wer import (
     NUM_RESAMPLES,
     ErrorCounts,
@@ -62,7 +63,10 @@ class BatchTranscriber(Protocol):
 
 @dataclass(frozen=True)
 class UtteranceResult:
-    """One utterance, scored. duration: seconds of audio that were read. reference, hypothesis: normalised."""
+    """One utterance, scored. duration: seconds of audio that were read. reference, hypothesis: normalised.
+
+    recognised: the hypothesis' words with times and confidences, none where the transcriber gives none or the normalisation changed them.
+    """
 
     id: str
     speaker: str
@@ -71,6 +75,9 @@ class UtteranceResult:
     hypothesis: str
     words: ErrorCounts
     characters: ErrorCounts
+    recognised: tuple[Word, ...] = ()
+    audio_filepath: str = ""
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,7 @@ class EvaluationResult:
 
         Rates and intervals (95 %) are fractions, as jiwer's: 0.0567 is 5.67 %. They are finite also where a reference
         is empty (see ErrorCounts.rate). substitutions, deletions and insertions are words, `errors` is their sum.
+        An utterance's `words` are UtteranceResult.recognised, each `correct` or not.
         """
         words = self.words
         return {
@@ -183,7 +191,7 @@ def evaluate_manifest(
         hypotheses = _transcribe(transcriber, waveforms, [names[index] for index in batch])
         processing_s += time.perf_counter() - start
         for index, waveform, hypothesis in zip(batch, waveforms, hypotheses, strict=True):
-            scored[index] = _score(utterances[index], normalise(hypothesis), len(waveform) / SAMPLE_RATE, normalise)
+            scored[index] = _score(utterances[index], hypothesis, len(waveform) / SAMPLE_RATE, normalise)
         logger.info("%s: %d of %d utterances", manifest, len(scored), len(utterances))
     return EvaluationResult(
         manifest=manifest,
@@ -256,10 +264,10 @@ def _load(utterance: Utterance, name: str) -> np.ndarray:
         raise EvaluationError(f"{name}: {error}") from error
 
 
-def _transcribe(transcriber: BatchTranscriber, waveforms: list[np.ndarray], names: list[str]) -> list[str]:
+def _transcribe(transcriber: BatchTranscriber, waveforms: list[np.ndarray], names: list[str]) -> list[Recognised]:
     """Return the hypotheses of one batch; where it fails, try its utterances alone, to name the one at fault."""
     try:
-        hypotheses = [recognised.text for recognised in transcriber.transcribe_batch(waveforms)]
+        hypotheses = list(transcriber.transcribe_batch(waveforms))
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if len(names) == 1:
             raise EvaluationError(f"{names[0]}: cannot be transcribed ({_reason(error)})") from error
@@ -281,9 +289,10 @@ def _reason(error: Exception) -> str:
 
 
 def _score(
-    utterance: Utterance, hypothesis: str, duration_s: float, normalise: Callable[[str], str]
+    utterance: Utterance, recognised: Recognised, duration_s: float, normalise: Callable[[str], str]
 ) -> UtteranceResult:
-    reference = normalise(utterance.text)
+    reference, hypothesis = normalise(utterance.text), normalise(recognised.text)
+    words = tuple(getattr(recognised, "words", ()))
     return UtteranceResult(
         id=utterance.id,
         speaker=utterance.speaker,
@@ -292,10 +301,14 @@ def _score(
         hypothesis=hypothesis,
         words=count_word_errors(reference, hypothesis),
         characters=count_character_errors(reference, hypothesis),
+        recognised=words if [word.word for word in words] == hypothesis.split() else (),
+        audio_filepath=utterance.audio_filepath,
+        offset=utterance.offset,
     )
 
 
 def _utterance_json(utterance: UtteranceResult) -> dict[str, Any]:
+    correct = [pair[0] == pair[1] for pair in align_words(utterance.reference, utterance.hypothesis) if pair[1] is not None]
     return {
         "id": utterance.id,
         "speaker": utterance.speaker,
@@ -307,6 +320,9 @@ def _utterance_json(utterance: UtteranceResult) -> dict[str, Any]:
         "substitutions": utterance.words.substitutions,
         "deletions": utterance.words.deletions,
         "insertions": utterance.words.insertions,
+        "audio_filepath": utterance.audio_filepath,
+        "offset": utterance.offset,
+        "words": [asdict(word) | {"correct": ok} for word, ok in zip(utterance.recognised, correct, strict=False)],
     }
 
 

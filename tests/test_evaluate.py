@@ -161,6 +161,9 @@ def test_json_has_the_promised_keys_and_only_finite_numbers(manifest: Path) -> N
         "substitutions": 1,
         "deletions": 0,
         "insertions": 0,
+        "audio_filepath": str(manifest.parent / "u0.wav"),
+        "offset": 0.0,
+        "words": [],
     }
 
 

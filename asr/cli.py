@@ -6,18 +6,25 @@ Every command imports what it needs when it runs, so that --help answers at once
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from asr import __version__
 
+if TYPE_CHECKING:
+    from asr.jobs import Outcome, Output, Task
+
 CORPORA = ("folder", "table", "kaldi", "an4", "librispeech", "ljspeech")
 HOTWORD_WEIGHT = 8.0
 CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+FORMATS = ("txt", "json", "srt", "vtt", "tsv", "ctm", "textgrid")
+EXTRAS = {"matplotlib": "plot", "sounddevice": "live", "torch": "train", "torchaudio": "train", "onnx": "onnx"}  # package -> the extra that brings it
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,6 +54,8 @@ class _Clear:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         if error is None or isinstance(error, BrokenPipeError):
             return
+        if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").split(".")[0]) in EXTRAS:
+            raise click.ClickException(f"this command needs {package}; install the extra: pip install 'asr[{EXTRAS[package]}]'") from error
         if isinstance(error, OSError) or (isinstance(error, ValueError) and type(error).__module__.startswith("asr.")):
             raise click.ClickException(str(error)) from error
 
@@ -106,63 +115,109 @@ def main() -> None:
 
 
 @click.command(cls=ClearCommand, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("sources", nargs=-1, required=True, metavar="FILE|FOLDER|PATTERN|MANIFEST...")
 @click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, or a model folder.")
-@click.option("--format", "format_", type=click.Choice(["txt", "json", "ctm", "textgrid"]), default="txt", help="txt: a line a file; json: an object a line a file.")
-@click.option("--output-dir", type=click.Path(file_okay=False), help="Write NAME.txt, NAME.json, ... here instead of to stdout.")
+@click.option("--format", "-f", "--output_format", "formats", type=click.Choice([*FORMATS, "all"]), multiple=True, default=["txt"], help="What to write; may be repeated with --output-dir. txt: a line a file; json: an object a line a file.")
+@click.option("--output-dir", "-o", "--output_dir", type=click.Path(file_okay=False), help="Write NAME.txt, NAME.srt, ... here instead of to stdout.")
+@click.option("--manifest-out", type=click.Path(dir_okay=False), help="Add a JSON object a file, with its text as pred_text, to this JSONL manifest.")
+@click.option("--overwrite", is_flag=True, help="Do again what --output-dir or --manifest-out has already.")
+@click.option("--jobs", "-j", type=click.IntRange(1), default=1, help="Processes that transcribe.")
+@click.option("--vad", type=click.Choice(["energy", "silero", "none"]), default="energy", help="How to find silence to skip: by energy, or by a network that skips music and noise too (slower; extra vad).")
+@click.option("--no-vad", "vad", flag_value="none", help="Skip nothing: the same as --vad none.")
 @decoder_options
 @click.option("--hotword", "hotwords", multiple=True, metavar="PHRASE[:WEIGHT]", help="A word or phrase to expect, weight 8 if none is given; may be repeated.")
 @click.option("--hotwords-file", type=click.Path(dir_okay=False), help="A text file of such phrases, one a line.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
-def transcribe(
-    files: tuple[str, ...], model: str, format_: str, output_dir: str | None, hotwords: tuple[str, ...], hotwords_file: str | None, threads: int, **decoder: Any
-) -> None:
-    """Write down what is said in audio FILEs (wav, flac, ogg, opus, mp3; any length, rate and number of channels).
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads a process; 0: as many as there are cores, divided by the jobs.")
+def transcribe(sources: tuple[str, ...], **options: Any) -> None:
+    """Write down what is said in recordings of any length (wav, flac, ogg, opus, mp3; with the extra media also m4a, mp4, webm, ...).
 
-    "-" reads a file from standard input. A file that cannot be read is reported on stderr, the others are done, and the exit code is 1.
+    A folder stands for all audio files in it and below, "**/*.wav" for what it matches, a .jsonl manifest for the recordings that it lists
+    (with offset and duration), and "-" for a file from standard input. With --output-dir what is there already is not done again. A file that
+    cannot be read is reported on stderr, the others are done, and the exit code is 1. Ctrl-C writes what is recognised so far; exit code 130.
     """
-    from asr.audio import AudioError
-    from asr.formats import write
-    from asr.storage import write_atomically
+    import os
+    from functools import partial
+
+    from asr.jobs import Output, check_names, find_tasks, read_rows, run, unfinished, write_rows
     from asr.transcribe import Transcriber
 
-    phrases = _hotwords(hotwords, hotwords_file)
-    transcriber = Transcriber(model, decoder=_decoder(model, decoder, phrases), hotwords=phrases, num_threads=threads)
-    targets = _targets(files, output_dir, format_)
-    failed = 0
-    for file in files:
-        try:
-            transcript = transcriber.transcribe(sys.stdin.buffer.read() if file == "-" else file)
-        except AudioError as error:
-            click.echo(f"Error: {error}", err=True)
-            failed += 1
-            continue
-        text = write(transcript, format_, name=_stem(file))
-        if file in targets:
-            write_atomically(targets[file], text.encode())
-        else:
-            click.echo(text, nl=False)
+    formats = FORMATS if "all" in options["formats"] else options["formats"]
+    if len(formats) > 1 and options["output_dir"] is None:
+        raise click.UsageError("several formats need --output-dir")
+    phrases = _hotwords(options["hotwords"], options["hotwords_file"])
+    decoder = _decoder(options["model"], {name: options[name] for name in ("method", "beam_size", "alpha", "beta")}, phrases)
+    num_threads = options["threads"] or max(1, len(os.sched_getaffinity(0)) // options["jobs"])
+    load = partial(Transcriber, options["model"], decoder=decoder, hotwords=phrases, num_threads=num_threads, vad=options["vad"])
+
+    tasks = find_tasks(sources)
+    output = None if options["output_dir"] is None else Output(Path(options["output_dir"]), tuple(formats))
+    if output:
+        check_names(tasks)
+    manifest = options["manifest_out"]
+    rows = None if manifest is None else read_rows(manifest)
+    todo = tasks if options["overwrite"] else unfinished(tasks, output, rows)
+    if len(todo) < len(tasks):
+        click.echo(f"{len(tasks) - len(todo)} already done, {len(todo)} to do", err=True)
+    progress = _Progress(todo) if sys.stderr.isatty() else None
+    try:
+        failed = todo and _report(run(load, todo, output, jobs=options["jobs"], progress=progress), output, formats[0], rows, progress)
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted{'; run it again to go on' if output or manifest else ''}", err=True)
+        raise click.exceptions.Exit(130) from None
+    finally:
+        if rows:
+            write_rows(manifest, rows)
     if failed:
         raise click.exceptions.Exit(1)
 
 
+def _report(outcomes: Iterable[Outcome], output: Output | None, format_: str, rows: dict[Any, Any] | None, progress: _Progress | None) -> bool:
+    """Print the transcripts that go to stdout, and what failed; add the others to the rows of a manifest. Return whether something failed."""
+    from asr.formats import write
+    from asr.jobs import add_row
+
+    failed = False
+    for outcome in outcomes:
+        if progress:
+            progress.clear()
+        if outcome.error:
+            partial = f" (recognised so far: {', '.join(map(str, output.partial_paths(outcome.task).values()))})" if output and outcome.transcript else ""
+            click.echo(f"Error: {outcome.error}{partial}", err=True)
+            failed = True
+        elif rows is not None:
+            add_row(rows, outcome)
+        if outcome.transcript and output is None and rows is None:
+            click.echo(write(outcome.transcript, format_, name=Path(outcome.task.name).name), nl=False)
+    return failed
+
+
+class _Progress:
+    """A line on the terminal: how much of the audio is done, how fast, and how long it will take."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        from asr.jobs import duration_s
+
+        self._total_s = sum(map(duration_s, tasks))
+        self._done_s = self._shown = 0.0
+        self._start = time.monotonic()
+
+    def __call__(self, seconds: float) -> None:
+        self._done_s += seconds
+        now = time.monotonic()
+        if now - self._shown < 0.2:
+            return
+        self._shown = now
+        speed = self._done_s / (now - self._start)
+        left_s = round(max(0.0, self._total_s - self._done_s) / max(speed, 1e-9)) if self._done_s else 0
+        share = f"{min(1.0, self._done_s / self._total_s):4.0%}, " if self._total_s else ""
+        left = f", {left_s // 3600}:{left_s // 60 % 60:02}:{left_s % 60:02} left" if share and self._done_s else ""
+        click.echo(f"\r\x1b[K{share}{self._done_s:.0f} s of audio done, {speed:.0f} a second{left}", err=True, nl=False)
+
+    def clear(self) -> None:
+        click.echo("\r\x1b[K", err=True, nl=False)
+
+
 main.add_command(transcribe)
-
-
-def _stem(file: str) -> str:
-    return "stdin" if file == "-" else Path(file).stem
-
-
-def _targets(files: tuple[str, ...], output_dir: str | None, suffix: str) -> dict[str, Path]:
-    """Return input -> output file; two inputs that would be written to one file are an error before anything is done."""
-    if output_dir is None:
-        return {}
-    targets = {file: Path(output_dir) / f"{_stem(file)}.{suffix}" for file in files}
-    for file, target in targets.items():
-        clash = [other for other, path in targets.items() if path == target and other != file]
-        if clash:
-            raise click.UsageError(f"{file} and {clash[0]} would both be written to {target}; give them separately")
-    return targets
 
 
 @main.command()
@@ -179,7 +234,63 @@ def align(audio: str, text: str, model: str, format_: str, threads: int) -> None
 
     transcriber = Transcriber(model, decoder=DecoderConfig(), num_threads=threads)
     transcript = transcriber.align(audio, Path(text).read_text(encoding="utf-8"))
-    click.echo(write(transcript, format_, name=_stem(audio)), nl=False)
+    click.echo(write(transcript, format_, name=Path(audio).stem), nl=False)
+
+
+@main.command()
+@click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, or a model folder.")
+@click.option("--file", "file", type=click.Path(), help="Listen to this audio file, as if it were spoken now, instead of to a microphone.")
+@click.option("--speed", type=click.FloatRange(0, min_open=True), default=1.0, help="How many times as fast to play the file.")
+@click.option("--device", help="The microphone's number or part of its name, as `python -m sounddevice` lists them. [default: the system's]")
+@click.option("--format", "format_", type=click.Choice(["txt", "json"]), default="txt", help="txt: a line an utterance; json: a line a result, partial ones too.")
+@decoder_options
+@click.option("--hotword", "hotwords", multiple=True, metavar="PHRASE[:WEIGHT]", help="A word or phrase to expect, weight 8 if none is given; may be repeated.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
+def listen(
+    model: str, file: str | None, speed: float, device: str | None, format_: str, hotwords: tuple[str, ...], threads: int, **decoder: Any
+) -> None:
+    """Write down what is said into the microphone while it is being said, until Ctrl-C.
+
+    What stands on the terminal's last line may still change; an utterance is final, and goes to stdout, when a pause has ended it.
+    """
+    import time
+
+    import numpy as np
+
+    from asr.audio import SAMPLE_RATE
+    from asr.stream import LiveRecogniser, load_streaming_network, microphone, paced
+    from asr.transcribe import Transcriber
+
+    phrases = _hotwords(hotwords, None)
+    transcriber = Transcriber(model, decoder=_decoder(model, decoder, phrases), hotwords=phrases, num_threads=threads)
+    recogniser = LiveRecogniser(transcriber, load_streaming_network(model))
+    transcriber.transcribe_batch([np.zeros(SAMPLE_RATE, np.float32)])  # what loads late, loads before the first word
+    blocks = paced(file, speed=speed) if file is not None else microphone(device)
+    start = time.monotonic()
+    try:
+        for block in blocks:
+            _show(recogniser.push(block), format_, time.monotonic() - start)
+    except KeyboardInterrupt:
+        pass
+    _show(recogniser.finish(), format_, time.monotonic() - start)
+
+
+def _show(results: list[Any], format_: str, time_s: float) -> None:
+    """Print results, partial ones as text on the terminal's last line. time_s: since listening began."""
+    import dataclasses
+    import json
+
+    for result in results:
+        text = result.segment.text
+        if format_ == "json":
+            row = {"final": result.final, "time": round(time_s, 3), **dataclasses.asdict(result.segment)}
+            click.echo(json.dumps(row, ensure_ascii=False, allow_nan=False))
+            continue
+        if sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            click.echo(f"\r\x1b[K{'' if result.final else text[-width:]}", err=True, nl=False)
+        if result.final and text:
+            click.echo(text)
 
 
 @main.command()
@@ -260,7 +371,7 @@ def _print_findings(path: Path, vocabulary: str | None) -> int:
 @click.option("--cell", type=click.Choice(CELLS), default="gru", help="Recurrent cell.")
 @click.option("--layers", type=click.IntRange(1), default=3, help="Recurrent layers.")
 @click.option("--hidden", type=click.IntRange(1), default=256, help="Units a layer and direction.")
-@click.option("--one-directional", is_flag=True, help="Forward in time only, for live recognition.")
+@click.option("--one-directional", is_flag=True, help="Forward in time only and normalised as it goes, for live recognition.")
 @click.option("--subsampling", type=click.Choice(["2", "4", "8"]), default="4", help="10-ms frames to one output frame.")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.2, help="Between layers.")
 @click.option("--epochs", type=click.IntRange(1), default=60, help="Passes over the data.")
@@ -286,6 +397,8 @@ def train(**options: Any) -> None:
 
 
 def _train_config(options: dict[str, Any]) -> Any:
+    import json
+
     from asr.augment import AugmentConfig
     from asr.checkpoint import load_model_folder
     from asr.logmel import FeatureConfig
@@ -294,10 +407,18 @@ def _train_config(options: dict[str, Any]) -> Any:
     from asr.text import ENGLISH, Vocabulary
     from asr.train import TrainConfig
 
-    vocabulary, features = ENGLISH, FeatureConfig()
+    vocabulary, features = ENGLISH, FeatureConfig(normalisation="running" if options["one_directional"] else "utterance")
     if options["vocabulary"] == "data":
         vocabulary = Vocabulary.from_texts(u.text for path in options["train_manifests"] for u in read_manifest(path))
-    if options["init"]:
+    started = Path(options["run_dir"]) / "config.json"
+    if options["init"] and options["resume"] and started.is_file():  # the model that the run began with is no longer needed
+        try:
+            run = json.loads(started.read_text(encoding="utf-8"))
+            features, vocabulary = FeatureConfig(**run["features"]), Vocabulary(tuple(run["vocabulary"]))
+            network = ModelConfig(**{**run["model"], "dropout": options["dropout"]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise click.ClickException(f"{started}: not the config of a run ({error}); start a new run") from error
+    elif options["init"]:
         folder = load_model_folder(options["init"])
         features = folder.features
         vocabulary = folder.vocabulary if options["vocabulary"] == "english" else vocabulary
@@ -361,6 +482,40 @@ def evaluate(
     if json_path:
         text = json.dumps([result.to_json() for result in results], ensure_ascii=False, indent=1, allow_nan=False)
         write_atomically(Path(json_path), (text + "\n").encode())
+
+
+@main.command()
+@click.argument("source", type=click.Path(exists=True), metavar="AUDIO|RUN")
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="The picture to write: .png, .svg or .pdf.")
+@click.option("--model", default="english", metavar="MODEL", help="AUDIO: a shipped model's name, or a model folder.")
+@click.option("--text", help="AUDIO: what is said in it, to be aligned. [default: what the model recognises]")
+@click.option("--offset", type=click.FloatRange(0), default=0.0, help="AUDIO: where to begin, in seconds.")
+@click.option("--duration", type=click.FloatRange(0, min_open=True), help="AUDIO: how many seconds. [default: to the end]")
+def plot(source: str, out: str, model: str, text: str | None, offset: float, duration: float | None) -> None:
+    """Draw a recording as a model sees it (waveform, log-mel, tokens' probabilities, words), or the curves of a training run."""
+    from asr.audio import load_audio
+    from asr.plot import plot_recording, plot_run
+    from asr.transcribe import Transcriber
+
+    if Path(source).is_dir():
+        plot_run(source, out)
+    else:
+        waveform = load_audio(source, offset_s=offset, duration_s=duration)
+        plot_recording(Transcriber(model), waveform, out, text=text, start_s=offset)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("results", type=click.Path(dir_okay=False), metavar="RESULTS.json")
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="The HTML page to write.")
+@click.option("--worst", type=click.IntRange(0), default=20, help="Utterances with most errors to show, with their audio.")
+def report(results: str, out: str, worst: int) -> None:
+    """Make an HTML page, one file that needs no network, of what `asr evaluate --json RESULTS.json` wrote."""
+    from asr.report import make_report, read_results
+    from asr.storage import write_atomically
+
+    write_atomically(out, make_report(read_results(results), num_worst=worst).encode())
+    click.echo(out)
 
 
 @main.group(cls=Commands)
@@ -432,6 +587,53 @@ def lm_tune(manifests: tuple[str, ...], model: str, lm_path: str | None, trials:
         click.echo(f"WER {100 * trial.wer:.2f} %\t{config.method}\talpha {config.alpha:.3f}\tbeta {config.beta:.3f}\tunknown penalty {config.unknown_penalty:.2f}")
     click.echo(f"expected calibration error of the words' confidence\t{tuning.calibration_error:.3f}")
     save_decoder_settings(model, tuning.settings)
+
+
+@main.command()
+@click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, or a model folder.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all that this machine has.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0: any that is free.")
+@click.option("--api-key", envvar="ASR_API_KEY", help="Answer only those who show this key. Better given as ASR_API_KEY: others see a command line.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A name by which the server may be called, beside localhost and addresses; may be repeated.")
+@click.option("--language", default="en", help="The model's language, ISO 639-1.")
+@click.option("--workers", "num_workers", type=click.IntRange(1), default=1, help="Processes that recognise, a recording each.")
+@click.option("--threads", "num_threads", type=click.IntRange(0), default=0, help="CPU threads a process; 0: as many as there are cores.")
+@click.option("--queue", "queue_size", type=click.IntRange(1), default=64, help="Requests in hand at once; the next is told to come again (503).")
+@click.option("--streams", "num_streams", type=click.IntRange(0), default=4, help="Live streams at once.")
+@click.option("--max-megabytes", type=click.FloatRange(0, min_open=True), default=200.0, help="Largest upload.")
+@click.option("--max-minutes", type=click.FloatRange(0, min_open=True), default=120.0, help="Longest recording.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=300.0, help="Seconds that the recognition of one recording may take.")
+def serve(model: str, host: str, port: int, hosts: tuple[str, ...], max_megabytes: float, max_minutes: float, **options: Any) -> None:
+    """Answer transcription requests as OpenAI's clients send them, at http://HOST:PORT/v1, and show a page at http://HOST:PORT/."""
+    import asyncio
+
+    from asr.checkpoint import load_model_folder
+
+    name = load_model_folder(model).name
+    try:
+        from asr.server.app import ServerConfig
+        from asr.server.app import serve as serve_app
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"serving needs the package {error.name}; install the extra: pip install 'asr[server]'") from error
+    config = ServerConfig(model, name, hosts=hosts, max_bytes=round(max_megabytes * 1e6), max_s=60 * max_minutes, **options)
+    asyncio.run(serve_app(config, host=host, port=port))
+
+
+@main.group()
+def export() -> None:
+    """Write a model in the format of another runtime."""
+
+
+@export.command("onnx")
+@click.argument("model")
+@click.argument("out", type=click.Path(dir_okay=False))
+def export_to_onnx(model: str, out: str) -> None:
+    """Write MODEL, a shipped model's name or a model folder, as an ONNX file: features and lengths in, log-probabilities and lengths out."""
+    from asr.checkpoint import load_model_folder
+    from asr.export import export_onnx
+
+    export_onnx(load_model_folder(model), out)
+    click.echo(f"{out}\t{Path(out).stat().st_size / 1e6:.1f} MB")
 
 
 @main.command()

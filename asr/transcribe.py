@@ -1,34 +1,48 @@
 """The Transcriber: audio of any length in, a Transcript out. Knows how to cut, batch and put together; not how words are found.
 
-Long audio is read block by block, cut at its quietest moments into pieces, and recognised some pieces at a time.
+Long audio is read block by block, long silences are skipped, the rest is cut at its quietest moments into pieces, and these are recognised
+some at a time, those of similar lengths together. Memory does not grow with the length of the audio, but for the words.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import numpy as np
 
-from asr.audio import SAMPLE_RATE, AudioSource, as_waveform, read_blocks
-from asr.checkpoint import DECODER_NAME, LM_NAME, CheckpointError, ModelFolder, load_model_folder, load_network
+from asr.audio import SAMPLE_RATE, AudioError, AudioSource, as_waveform, read_blocks
+from asr.checkpoint import DECODER_NAME, LM_NAME, CheckpointError, ModelFolder, load_model_folder
 from asr.ctc import forced_align
 from asr.decoder import DecoderConfig, decode
+from asr.encoder import load_encoder
 from asr.lm import LanguageModel
 from asr.lm import load as load_lm
 from asr.logmel import FeatureConfig, log_mel
 from asr.text import normalise
 from asr.transcript import Segment, Transcript, Word
+from asr.vad import Vad, mark_silence
 
 MAX_PIECE_S = 30.0  # longest piece recognised at once
-MIN_PIECE_S = 15.0  # a cut is looked for from here on
+MIN_PIECE_S = 10.0  # a cut is looked for from here on
 BATCH_S = 120.0  # seconds of audio encoded at once, padding counted
+GROUP_S = 480.0  # seconds of audio from which batches are put together
 LOUDNESS_WINDOW_S = 0.2  # a cut goes through the middle of the quietest window this long
 
-Encoder = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a recording, of num_samples. waveform: None for silence, which is not recognised."""
+
+    num_samples: int
+    waveform: np.ndarray | None
 
 
 class Transcriber:
@@ -41,12 +55,13 @@ class Transcriber:
         decoder: DecoderConfig | None = None,
         hotwords: Mapping[str, float] | None = None,
         num_threads: int = 0,
+        vad: Vad = "energy",
     ) -> None:
         """Load a shipped model by name or a model folder by path.
 
         decoder: None takes the model folder's own settings, and greedy decoding where it has none. hotwords: phrases that count for more,
-        with their weights (8 is a lot), in beam search. num_threads: 0 leaves torch's choice. Raises CheckpointError, DecoderError and
-        LanguageModelError.
+        with their weights (8 is a lot), in beam search. num_threads: 0, one a core. vad: how silence is found that is skipped, as in
+        asr.vad.mark_silence. Raises CheckpointError, DecoderError and LanguageModelError.
         """
         folder = load_model_folder(model)
         self.name = folder.name
@@ -56,15 +71,56 @@ class Transcriber:
         self.decoder = decoder or folder_decoder(folder)
         self.decoder_settings: dict[str, Any] = dataclasses.asdict(self.decoder)
         self.hotwords = dict(hotwords or {})
+        self.vad: Vad = vad
         self.lm = folder_lm(folder) if self.decoder.method == "beam" else None
-        self._encode = torch_encoder(folder, num_threads)
+        self._encode = load_encoder(folder, num_threads)
 
     def transcribe(self, source: AudioSource | np.ndarray, sample_rate: int = SAMPLE_RATE) -> Transcript:
         """Return what is said in a path, the bytes of a file, a binary file object, or an array (N,) or (N, channels) at `sample_rate` Hz.
 
         Raises AudioError.
         """
-        return self._recognise_pieces(self._encoded_pieces(source, sample_rate))
+        return join(list(self.stream(source, sample_rate)), self.name)
+
+    def stream(self, source: AudioSource | np.ndarray, sample_rate: int = SAMPLE_RATE) -> Iterator[Segment]:
+        """Yield the segments of `transcribe` as they are recognised. They cover the recording; skipped silence is one without words.
+
+        Raises AudioError, where a file is damaged after the segments before the damage.
+        """
+        for _, event in self.events([_blocks(source, sample_rate)]):
+            if isinstance(event, AudioError):
+                raise event
+            if isinstance(event, Segment):
+                yield event
+
+    def events(self, recordings: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[int, Segment | AudioError | None]]:
+        """Yield what comes of each recording, with its number: its segments, then None or the AudioError that its blocks raised.
+
+        recordings: each as blocks (n,) of float32 at 16 kHz. Short ones are recognised together, so they are read ahead.
+        """
+        num_segments = num_samples = 0
+        for group in _groups(self._pieces(recordings), GROUP_S):
+            waveforms = [piece.waveform for _, piece in group if isinstance(piece, Piece) and piece.waveform is not None]
+            log_probs = iter(self.log_probs(waveforms))
+            for number, piece in group:
+                if isinstance(piece, Piece):
+                    start_s, duration_s = num_samples / SAMPLE_RATE, piece.num_samples / SAMPLE_RATE
+                    if piece.waveform is None:
+                        yield number, make_segment(num_segments, start_s, start_s + duration_s, ())
+                    else:
+                        yield number, self.recognise(next(log_probs), num_segments, start_s, duration_s)
+                    num_segments, num_samples = num_segments + 1, num_samples + piece.num_samples
+                else:
+                    yield number, piece
+                    num_segments = num_samples = 0
+
+    def _pieces(self, recordings: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[int, Piece | AudioError | None]]:
+        """Yield the pieces of each recording, then None or its error; what was read before the error is among the pieces."""
+        for number, blocks in enumerate(recordings):
+            errors: list[AudioError] = []
+            for piece in cut(_until_error(blocks, errors), self.vad):
+                yield number, piece
+            yield number, errors[0] if errors else None
 
     def align(self, source: AudioSource | np.ndarray, text: str, sample_rate: int = SAMPLE_RATE) -> Transcript:
         """Return `text`, which is what is said in the audio, with the times of its words: the best path that spells it.
@@ -76,28 +132,26 @@ class Transcriber:
         frames: list[np.ndarray] = []
         starts: list[np.ndarray] = []  # in seconds, of each output frame
         num_samples = 0
-        for num_piece, log_probs in self._encoded_pieces(source, sample_rate):
-            frames.append(log_probs)
-            starts.append(num_samples / SAMPLE_RATE + self.frame_s * np.arange(len(log_probs)))
-            num_samples += num_piece
+        for group in _groups(enumerate(cut(_blocks(source, sample_rate), "none")), BATCH_S):
+            waveforms = [piece.waveform for _, piece in group if piece.waveform is not None]
+            for waveform, log_probs in zip(waveforms, self.log_probs(waveforms), strict=True):
+                frames.append(log_probs)
+                starts.append(num_samples / SAMPLE_RATE + self.frame_s * np.arange(len(log_probs)))
+                num_samples += len(waveform)
         log_probs, times = np.concatenate(frames), np.append(np.concatenate(starts), num_samples / SAMPLE_RATE)
         spans = forced_align(log_probs, tokens)
         peaks = tuple(start + int(log_probs[start:end, token].argmax()) for token, (start, end) in zip(tokens, spans, strict=True))
         words = tuple(self._words(tuple(tokens), peaks, log_probs, times))
         duration_s = num_samples / SAMPLE_RATE
-        return self._join([make_segment(0, 0.0, duration_s, words)], duration_s)
-
-    def _encoded_pieces(self, source: AudioSource | np.ndarray, sample_rate: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number of samples and log_probs (T', V) of each piece of the audio, in their order."""
-        blocks = [as_waveform(source, sample_rate)] if isinstance(source, np.ndarray) else read_blocks(source)
-        for pieces in _groups(cut_at_pauses(blocks), BATCH_S):
-            yield from zip(map(len, pieces), self.log_probs(pieces), strict=True)
+        return join([make_segment(0, 0.0, duration_s, words)], self.name)
 
     def transcribe_batch(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
         """Return one Transcript per float32 waveform (N,) at 16 kHz, encoded together; the same texts as one by one."""
-        cut = [list(cut_at_pauses([waveform])) for waveform in waveforms]
-        log_probs = iter(self.log_probs([piece for pieces in cut for piece in pieces]))
-        return [self._recognise_pieces((len(piece), next(log_probs)) for piece in pieces) for pieces in cut]
+        segments: list[list[Segment]] = [[] for _ in waveforms]
+        for number, event in self.events([waveform] for waveform in waveforms):
+            if isinstance(event, Segment):
+                segments[number].append(event)
+        return [join(found, self.name) for found in segments]
 
     def log_probs(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return log-probabilities (T', V) per waveform (N,), in their order; similar lengths are encoded together."""
@@ -130,15 +184,6 @@ class Transcriber:
         words = tuple(self._words(hypothesis.tokens, hypothesis.frames, log_probs, times))
         return make_segment(number, start_s, start_s + duration_s, words)
 
-    def _recognise_pieces(self, pieces: Iterable[tuple[int, np.ndarray]]) -> Transcript:
-        """Return the transcript of pieces that follow one another, each a number of samples and log_probs (T', V)."""
-        segments: list[Segment] = []
-        num_samples = 0
-        for num_piece, log_probs in pieces:
-            segments.append(self.recognise(log_probs, len(segments), num_samples / SAMPLE_RATE, num_piece / SAMPLE_RATE))
-            num_samples += num_piece
-        return self._join(segments, num_samples / SAMPLE_RATE)
-
     def _words(self, tokens: Sequence[int], frames: Sequence[int], log_probs: np.ndarray, times: np.ndarray) -> Iterator[Word]:
         """Group tokens to words at the spaces.
 
@@ -157,9 +202,11 @@ class Transcriber:
                 confidence=round(self.decoder.confidence(float(np.mean(log_probs[list(peaks), list(letters)]))), 4),
             )
 
-    def _join(self, segments: Sequence[Segment], duration_s: float) -> Transcript:
-        text = " ".join(segment.text for segment in segments if segment.text)
-        return Transcript(text, round(duration_s, 3), self.name, tuple(segments))
+
+def join(segments: Sequence[Segment], model: str) -> Transcript:
+    """Return the transcript of a recording that the segments cover."""
+    text = " ".join(segment.text for segment in segments if segment.text)
+    return Transcript(text, segments[-1].end if segments else 0.0, model, tuple(segments))
 
 
 def make_segment(number: int, start_s: float, end_s: float, words: tuple[Word, ...]) -> Segment:
@@ -182,20 +229,13 @@ def folder_lm(folder: ModelFolder) -> LanguageModel | None:
     return load_lm(path) if path.exists() else None
 
 
-def torch_encoder(folder: ModelFolder, num_threads: int = 0) -> Encoder:
-    """Return (features (B, T, M), lengths (B,)) -> (log_probs (B, T', V), lengths (B,)), all numpy, run by torch."""
-    import torch
-
-    if num_threads:
-        torch.set_num_threads(num_threads)
-    network = load_network(folder)
-
-    def encode(features: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with torch.inference_mode():
-            log_probs, output_lengths = network(torch.from_numpy(features), torch.from_numpy(lengths))
-        return log_probs.numpy(), output_lengths.numpy()
-
-    return encode
+def cut(blocks: Iterable[np.ndarray], vad: Vad) -> Iterator[Piece]:
+    """Yield pieces of at most MAX_PIECE_S, and the silences between them, which together are all samples of `blocks` in their order."""
+    for is_silence, marked in groupby(mark_silence(blocks, vad), key=itemgetter(0)):
+        if is_silence:
+            yield Piece(sum(len(samples) for _, samples in marked), None)
+        else:
+            yield from (Piece(len(waveform), waveform) for waveform in cut_at_pauses(samples for _, samples in marked))
 
 
 def cut_at_pauses(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -219,12 +259,27 @@ def _quietest(waveform: np.ndarray) -> int:
     return int(np.argmin(np.convolve(energies, np.ones(4), mode="valid")) + 2) * hop
 
 
-def _groups(pieces: Iterable[np.ndarray], seconds: float) -> Iterator[list[np.ndarray]]:
-    group: list[np.ndarray] = []
-    for piece in pieces:
-        group.append(piece)
-        if sum(map(len, group)) >= seconds * SAMPLE_RATE:
+def _groups(pieces: Iterable[tuple[int, Item]], seconds: float) -> Iterator[list[tuple[int, Item]]]:
+    """Group what has pieces in it so that each group has about so many seconds to recognise."""
+    group: list[tuple[int, Item]] = []
+    num_samples = 0
+    for number, piece in pieces:
+        group.append((number, piece))
+        num_samples += len(piece.waveform) if isinstance(piece, Piece) and piece.waveform is not None else 0
+        if num_samples >= seconds * SAMPLE_RATE:
             yield group
-            group = []
+            group, num_samples = [], 0
     if group:
         yield group
+
+
+def _blocks(source: AudioSource | np.ndarray, sample_rate: int) -> Iterable[np.ndarray]:
+    return [as_waveform(source, sample_rate)] if isinstance(source, np.ndarray) else read_blocks(source)
+
+
+def _until_error(blocks: Iterable[np.ndarray], errors: list[AudioError]) -> Iterator[np.ndarray]:
+    """Yield the blocks; an AudioError ends them and is appended to `errors`."""
+    try:
+        yield from blocks
+    except AudioError as error:
+        errors.append(error)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner, Result
 
-from asr.audio import write_wav
+from asr import cli, formats, jobs
+from asr.audio import load_audio, write_wav
 from asr.checkpoint import save_model_folder
 from asr.cli import main, transcribe
 from asr.logmel import FeatureConfig
 from asr.manifest import Utterance, write_manifest
 from asr.model import AcousticModel, ModelConfig
 from asr.text import ENGLISH
+from asr.transcribe import Transcriber
+from asr.transcript import Transcript
 
 EXAMPLE = Path(__file__).parent / "data" / "sense_and_sensibility.wav"
 REFERENCE = "unless to be rather cold hearted and rather selfish is to be ill disposed"
@@ -77,8 +83,108 @@ def test_output_dir_takes_a_file_an_input(model: Path, tmp_path: Path) -> None:
 
 
 def test_two_inputs_never_overwrite_each_other(model: Path, tmp_path: Path) -> None:
-    result = _run("x/a.wav", "y/a.flac", "--model", model, "--output-dir", tmp_path, command=transcribe)
-    assert result.exit_code == 2 and "both" in result.stderr
+    result = _run("x/a.wav", "y/a.flac", "--model", model, "--output-dir", tmp_path / "out", command=transcribe)
+    assert result.exit_code == 1 and "both" in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_all_formats_are_written_and_only_what_is_missing_is_done_again(model: Path, tmp_path: Path) -> None:
+    for name in ("in/a.wav", "in/deep/b.wav"):
+        write_wav(tmp_path / name, load_audio(EXAMPLE))
+    (tmp_path / "in" / "notes.txt").write_text("no audio")
+    arguments = (tmp_path / "in", "--model", model, "--output-dir", tmp_path / "out", "--format", "all")
+    assert _run(*arguments, command=transcribe).exit_code == 0
+    suffixes = ("txt", "json", "srt", "vtt", "tsv", "ctm", "TextGrid")
+    files = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*"))
+    assert files == sorted(Path(f"{name}.{suffix}") for name in ("a", "deep/b") for suffix in suffixes)
+    (tmp_path / "out" / "a.txt").write_text("kept")
+    (tmp_path / "out" / "deep" / "b.srt").unlink()
+    again = _run(*arguments, command=transcribe)
+    assert again.exit_code == 0 and "1 already done, 1 to do" in again.stderr
+    assert (tmp_path / "out" / "deep" / "b.srt").exists() and (tmp_path / "out" / "a.txt").read_text() == "kept"
+    assert _run(*arguments, "--overwrite", command=transcribe).exit_code == 0
+    assert (tmp_path / "out" / "a.txt").read_text() != "kept"
+
+
+def test_one_bad_file_among_many_in_two_processes(model: Path, tmp_path: Path) -> None:
+    for name in "abcd":
+        write_wav(tmp_path / "in" / f"{name}.wav", load_audio(EXAMPLE))
+    (tmp_path / "in" / "b.wav").write_bytes(b"no audio")
+    arguments = (tmp_path / "in" / "*.wav", "--model", model, "--format", "json")
+    result = _run(*arguments, "--jobs", 2, command=transcribe)
+    assert result.exit_code == 1 and result.stderr.count("Error") == 1 and "b.wav" in result.stderr
+    assert len(result.stdout.splitlines()) == 3
+    assert result.stdout == _run(*arguments, command=transcribe).stdout
+
+
+def test_a_manifest_comes_back_with_texts(model: Path, tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav", load_audio(EXAMPLE))
+    rows = [
+        {"audio_filepath": "a.wav", "text": "unless to be", "duration": 1.5, "topic": "virtue"},
+        {"audio_filepath": "a.wav", "offset": 2.0, "duration": 1.0},
+        {"audio_filepath": "a.wav", "offset": 3.0},
+        {"audio_filepath": "gone.wav", "duration": 1.0},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = (tmp_path / "in.jsonl", "--model", model, "--manifest-out", tmp_path / "out.jsonl")
+    result = _run(*arguments, command=transcribe)
+    assert result.exit_code == 1 and "gone.wav" in result.stderr and result.stdout == ""
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row.get("offset", 0) for row in found] == [0, 2.0, 3.0]
+    assert [row["duration"] for row in found] == [1.5, 1.0, pytest.approx(2.3)]
+    assert found[0]["topic"] == "virtue" and all(row["audio_filepath"] == str(tmp_path / "a.wav") for row in found)
+    waveform = load_audio(EXAMPLE)
+    alone = Transcriber(model).transcribe_batch([waveform[:24_000], waveform[32_000:48_000], waveform[48_000:]])
+    assert [row["pred_text"] for row in found] == [transcript.text for transcript in alone]
+    again = _run(*arguments, command=transcribe)
+    assert "3 already done, 1 to do" in again.stderr
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == found
+
+
+def test_a_manifest_of_something_else_is_not_overwritten(model: Path, manifest: Path) -> None:
+    before = manifest.read_bytes()
+    for extra in ((), ("--overwrite",)):
+        result = _run(EXAMPLE, "--model", model, "--manifest-out", manifest, *extra, command=transcribe)
+        assert result.exit_code == 1 and "pred_text" in result.stderr and manifest.read_bytes() == before
+
+
+def test_ctrl_c_says_how_to_go_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(load: object, tasks: list[jobs.Task], output: object, **options: object) -> Iterator[jobs.Outcome]:
+        yield jobs.Outcome(tasks[0], Transcript("so far", 3.0, "m", ()), "long.wav: interrupted at 3.0 s")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "run", interrupted)
+    result = _run("long.wav", "--model", model, "--output-dir", tmp_path / "out", command=transcribe)
+    assert result.exit_code == 130 and "run it again to go on" in result.stderr
+    assert f"interrupted at 3.0 s (recognised so far: {tmp_path / 'out' / 'long.partial.txt'})" in result.stderr
+    assert _run("long.wav", "--model", model, command=transcribe).stdout == "so far\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_jobs", [1, 2])
+def test_a_real_ctrl_c_keeps_what_is_done(model: Path, tmp_path: Path, num_jobs: int) -> None:
+    speech = np.tile(load_audio(EXAMPLE), 15)
+    for name in ("1.wav", "2.wav"):
+        write_wav(tmp_path / name, speech)
+    with soundfile.SoundFile(tmp_path / "long.wav", "w", 16_000, 1) as file:
+        for _ in range(200):
+            file.write(speech)  # 4.4 hours
+    code = "from asr.cli import transcribe; transcribe()"
+    arguments = [tmp_path / "1.wav", tmp_path / "long.wav", tmp_path / "2.wav", "--model", model, "--output-dir", tmp_path / "out", "--format", "json"]
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments), "--jobs", str(num_jobs)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "1.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Interrupted" in errors and "Traceback" not in errors
+    partial = json.loads((tmp_path / "out" / "long.partial.json").read_text())
+    assert 0 < partial["duration"] < 200 * 79.5 and partial["segments"][-1]["end"] == partial["duration"]
+    assert not (tmp_path / "out" / "long.json").exists() and "long.partial.json" in errors
+
+
+def test_the_formats_offered_are_those_there_are() -> None:
+    assert set(cli.FORMATS) == set(formats.FORMATS)
 
 
 def test_standard_input_is_a_file(model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from asr.logmel import FeatureConfig
 from asr.model import AcousticModel, ModelConfig
 from asr.text import ENGLISH, TextError
 from asr.transcribe import MAX_PIECE_S, MIN_PIECE_S, Transcriber, cut_at_pauses
+from asr.transcript import Segment
 
 EXAMPLE = Path(__file__).parent / "data" / "sense_and_sensibility.wav"
 
@@ -79,6 +81,49 @@ def test_segments_and_words_lie_in_order_within_the_recording(transcriber: Trans
         times = [time for word in segment.words for time in (word.start, word.end)]
         assert times == sorted(times)
         assert not times or (segment.start <= times[0] and times[-1] <= segment.end)
+
+
+def test_segments_come_one_by_one_and_together_are_the_transcript(transcriber: Transcriber) -> None:
+    waveform = np.tile(load_audio(EXAMPLE), 25)
+    stream = transcriber.stream(waveform)
+    first = next(stream)
+    assert (first, *stream) == transcriber.transcribe(waveform).segments
+
+
+def test_a_long_recording_has_the_words_of_its_pieces(transcriber: Transcriber) -> None:
+    speech, pause = np.tile(load_audio(EXAMPLE), 4), np.zeros(5 * SAMPLE_RATE, np.float32)
+    parts = [part for number in range(10) for part in (speech[number * 100 :], pause)]  # 4 minutes, none of the pieces the same
+    transcript = transcriber.transcribe(np.concatenate(parts))
+    spoken = [segment for segment in transcript.segments if segment.words]
+    assert len(spoken) == 10 and transcript.duration == pytest.approx(sum(map(len, parts)) / SAMPLE_RATE, abs=0.002)
+    waveform = np.concatenate(parts)
+    for segment in spoken:
+        piece = waveform[round(segment.start * SAMPLE_RATE) : round(segment.end * SAMPLE_RATE)]
+        (alone,) = transcriber.transcribe_batch([piece])
+        assert alone.text == segment.text and alone.words[0].start == pytest.approx(segment.words[0].start - segment.start, abs=0.002)
+
+
+def test_skipped_silence_is_a_segment_without_words(transcriber: Transcriber) -> None:
+    speech, pause = load_audio(EXAMPLE), np.zeros(10 * SAMPLE_RATE, np.float32)
+    segments = transcriber.transcribe(np.concatenate([speech, pause, speech])).segments
+    assert [bool(segment.words) for segment in segments] == [True, False, True]
+    assert [segment.id for segment in segments] == [0, 1, 2]
+    assert segments[0].end == segments[1].start <= 5.85 and segments[1].end == segments[2].start >= 14.7
+
+
+def test_what_was_read_before_the_damage_is_recognised(transcriber: Transcriber) -> None:
+    waveform = np.tile(load_audio(EXAMPLE), 8)
+
+    def damaged() -> Iterator[np.ndarray]:
+        yield waveform[:600_000]
+        raise AudioError("damaged")
+
+    events = list(transcriber.events([[waveform], damaged(), [waveform]]))
+    by_number = [[event for number, event in events if number == i] for i in range(3)]
+    assert by_number[0] == by_number[2] and by_number[0][-1] is None
+    *segments, error = by_number[1]
+    assert isinstance(error, AudioError)
+    assert isinstance(segments[-1], Segment) and segments[-1].end == 37.5
 
 
 def test_silence_has_a_transcript(transcriber: Transcriber) -> None:

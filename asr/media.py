@@ -11,7 +11,7 @@ import numpy as np
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".sph", ".w64", ".caf", ".rf64"})
 MEDIA_SUFFIXES = frozenset({".m4a", ".m4b", ".mp4", ".aac", ".mov", ".mkv", ".mka", ".webm", ".wma", ".wmv", ".amr", ".3gp", ".avi", ".ts"})
 # FFmpeg's demuxers for them. Play lists, which would have it read other files and addresses, are not among them.
-DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,asf,amr,avi,mpegts,flac,ogg,mp3,wav"
+DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,asf,amr,avi,mpegts"
 SLACK_S = 1.0  # a container's duration is not exact
 
 

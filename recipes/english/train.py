@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/packs"), help="where audio is unpacked to (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/english"), help="run folder (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=14, help="passes over the data (default: %(default)s)")
-    parser.add_argument("--batch-seconds", type=float, default=100.0, help="seconds of audio a step (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
+    parser.add_argument("--batch-seconds", type=float, default=160.0, help="seconds of audio a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="the peak (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
     parser.add_argument("--validate-epochs", type=int, default=1, help="epochs from one validation to the next (default: %(default)s)")
@@ -53,9 +53,8 @@ def main() -> None:
         dev_manifests=tuple(str(manifests[name]["dev"]) for name in DEV),
         noise_dir=str(arguments.data / "noise"),
         init=arguments.init,
-        model=ModelConfig(dropout=0.1),
-        # So few passes do not overfit: no speed perturbation and masks of half the usual size.
-        augment=AugmentConfig(speeds=(1.0,), noise_probability=0.1, freq_masks=1, freq_width=10, time_masks_per_s=0),
+        model=ModelConfig(dropout=0.2),
+        augment=AugmentConfig(noise_probability=0.2, freq_width=20, time_masks_per_s=0.5, time_width=25, time_share=0.2),
         epochs=arguments.epochs,
         batch_s=arguments.batch_seconds,
         learning_rate=arguments.learning_rate,

@@ -112,6 +112,14 @@ def save_decoder_settings(path: str | os.PathLike[str], settings: Mapping[str, A
     write_atomically(find_model(path) / DECODER_NAME, (json.dumps(dict(settings), indent=2) + "\n").encode())
 
 
+def copy_decoder(source: ModelFolder, target: str | os.PathLike[str]) -> None:
+    """Put the decoder settings and the language model of one model folder, if it has them, into another, which need not be there yet."""
+    Path(target).mkdir(parents=True, exist_ok=True)
+    for name in (DECODER_NAME, LM_NAME):
+        if (source.path / name).exists():
+            write_atomically(Path(target) / name, (source.path / name).read_bytes())
+
+
 def load_weights(folder: ModelFolder) -> dict[str, np.ndarray]:
     """Return the weights by name as float32 arrays. Raises CheckpointError for a damaged file and for weights that are not finite."""
     from safetensors import SafetensorError, safe_open

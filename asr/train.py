@@ -29,6 +29,7 @@ from asr.audio import SAMPLE_RATE, AudioError, load_audio
 from asr.augment import AugmentConfig, spec_augment
 from asr.checkpoint import (
     CheckpointError,
+    copy_decoder,
     load_model_folder,
     load_network,
     load_training_state,
@@ -68,7 +69,7 @@ class TrainConfig:
     accumulation: pieces a step's batch is cut into, to save memory. learning_rate: the peak, reached after warmup_epochs, then
     falling as a cosine. clip_norm: largest norm of the gradient. ema_decay: of the running average of the weights, which is what is
     validated and saved; 0 turns it off. consistency: weight of the symmetric KL divergence between two differently masked views of an
-    utterance (CR-CTC, Yao et al. 2024); 0 turns it off. init: a model folder to start from. patience: validations without a better dev
+    utterance (CR-CTC, Yao et al. 2024); 0 turns it off. init: a model folder to start from, its language model included. patience: validations without a better dev
     WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
     """
 
@@ -252,6 +253,8 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         remove_leftovers(run_dir)
         remove_leftovers(run_dir / "best")
         _trim_log(run_dir / "log.jsonl", progress)
+        if config.init and not resume and (folder := load_model_folder(config.init)).vocabulary == vocabulary:
+            copy_decoder(folder, run_dir / "best")
         write_atomically(run_dir / "config.json", (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
         tensorboard = _tensorboard(run_dir, progress.step)
     wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network

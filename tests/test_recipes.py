@@ -17,7 +17,7 @@ import soundfile
 import torch
 
 from asr.audio import SAMPLE_RATE
-from asr.checkpoint import load_model_folder, save_model_folder
+from asr.checkpoint import load_model_folder, save_decoder_settings, save_model_folder
 from asr.corpora import librispeech
 from asr.corpora.pack import prepare_pack
 from asr.logmel import FeatureConfig
@@ -130,13 +130,16 @@ def test_finetune_keeps_the_model_s_shape_and_scores_it_before_and_after(
     save_model_folder(
         tmp_path / "small", AcousticModel(config), features=FeatureConfig(), vocabulary=ENGLISH, info={}, card=""
     )
+    save_decoder_settings(tmp_path / "small", {"method": "beam", "beam_size": 5})
     data = ["--corpora", tmp_path, "--data", tmp_path / "data"]
     if own_manifests:
         manifests = prepare_pack(tmp_path, tmp_path / "data", name="ljspeech")
         data = ["--train", manifests["train"], "--dev", manifests["dev"]]
     options = [*data, "--out", tmp_path / "run", "--init", tmp_path / "small"]
     run_recipe(RECIPES / "finetune" / "train.py", *options, *ONE_EPOCH, monkeypatch=monkeypatch)
-    assert load_model_folder(tmp_path / "run" / "best").network["hidden_size"] == 8
+    tuned = load_model_folder(tmp_path / "run" / "best")
+    assert tuned.network["hidden_size"] == 8
+    assert tuned.decoder == {"method": "beam", "beam_size": 5}
     assert capsys.readouterr().out.count("WER % [95 %]") == 2
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from asr.audio import AudioError
 from asr.manifest import Utterance, read_manifest, read_utterance
@@ -74,6 +73,8 @@ def transcribe_shards(shards: list[Path], out: Path, *, model: str = "english", 
     """Transcribe the shards that are not in `out` yet; return the sums of what the workers counted. Raises ValueError for shards of one name."""
     if len({shard.name for shard in shards}) < len(shards):
         raise ValueError("two shards have the same name; their transcripts would be one file")
+    import ray  # the extra 'bulk'; not needed for --help
+
     missing = [{"shard": str(shard.resolve())} for shard in shards if not (out / shard.name).exists()]
     totals = {"shards": float(len(missing)), "utterances": 0.0, "errors": 0.0, "seconds": 0.0}
     if missing:

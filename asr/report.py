@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,17 @@ from typing import Any
 import numpy as np
 
 from asr.audio import SAMPLE_RATE, AudioError, load_audio
-from asr.wer import ErrorCounts, align_words, bootstrap_interval, find_confusions
+from asr.wer import (
+    ErrorCounts,
+    align_words,
+    bootstrap_interval,
+    expected_calibration_error,
+    find_confusions,
+    reliability,
+)
 
 MAX_SPEAKERS = 40
 MAX_CONFUSIONS = 12
-NUM_BINS = 10
 PLOT = 260  # side of the reliability diagram, in pixels
 
 STYLE = """
@@ -140,26 +146,18 @@ def _confusions(utterances: Sequence[dict[str, Any]]) -> str:
     return f"<h2>Confusions</h2><div class=row>{''.join(cards)}</div>"
 
 
-def reliability(words: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the number of words, their mean confidence and the share of correct ones, in NUM_BINS bins of confidence; NaN in empty ones."""
-    pairs = np.array([(word["confidence"], word["correct"]) for word in words], np.float64).reshape(-1, 2)
-    bins = np.minimum((pairs[:, 0] * NUM_BINS).astype(int), NUM_BINS - 1)
-    counts = np.bincount(bins, minlength=NUM_BINS)
-    with np.errstate(invalid="ignore"):
-        confidences, correct = (np.bincount(bins, pairs[:, column], NUM_BINS) / counts for column in (0, 1))
-    return counts, confidences, correct
-
-
 def _calibration(utterances: Sequence[dict[str, Any]]) -> str:
-    counts, confidences, correct = reliability(word for utterance in utterances for word in utterance["words"])
-    if not counts.sum():
+    pairs = [(word["confidence"], word["correct"]) for utterance in utterances for word in utterance["words"]]
+    if not pairs:
         return "<h2>Confidence</h2><p class=soft>The words have none.</p>"
-    error = float(np.nansum(counts * np.abs(confidences - correct)) / counts.sum())
+    confidences, correct = np.array(pairs, np.float64).T
+    counts, means, shares = reliability(confidences, correct)
+    error = expected_calibration_error(confidences, correct)
     note = (
         f"<p>{counts.sum():,} words. Expected calibration error {error:.3f}.</p><p class=soft>Of words with confidence 0.8, eight in ten should be right:"
         " dots on the diagonal. The larger a dot, the more words it stands for.</p>"
     )
-    svg = _reliability_svg(counts, confidences, correct)
+    svg = _reliability_svg(counts, means, shares)
     return f'<h2>Confidence</h2><div class="card row"><div>{svg}</div><div style="flex:1 1 15rem">{note}</div></div>'
 
 

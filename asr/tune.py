@@ -18,11 +18,10 @@ from asr.decoder import DecoderConfig, DecoderError, decode
 from asr.manifest import read_manifest, read_utterance
 from asr.text import normalise
 from asr.transcribe import Transcriber, folder_lm
-from asr.wer import ErrorCounts, align_words, count_word_errors
+from asr.wer import ErrorCounts, align_words, count_word_errors, expected_calibration_error
 
 ALPHA, BETA, UNKNOWN_PENALTY = (0.2, 1.4), (0.0, 4.0), (4.0, 25.0)  # what is drawn from, uniformly
 MIN_WORDS = 50  # fewer say nothing about confidence
-NUM_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,3 @@ def _with_fit(config: DecoderConfig, words: np.ndarray) -> DecoderConfig:
         weights += np.linalg.solve(hessian, gradient)
     offset, slope = (round(float(weight), 4) for weight in weights)
     return dataclasses.replace(config, confidence_slope=slope, confidence_offset=offset)
-
-
-def expected_calibration_error(confidences: np.ndarray, right: np.ndarray) -> float:
-    """Return the mean distance between confidence and share of right words over NUM_BINS bins of confidence, weighted by their words.
-
-    Guo et al. 2017, "On calibration of modern neural networks".
-    """
-    bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
-    gaps = np.bincount(bins, confidences, NUM_BINS) - np.bincount(bins, right, NUM_BINS)
-    return float(np.abs(gaps).sum() / max(len(confidences), 1))

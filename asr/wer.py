@@ -1,4 +1,4 @@
-"""Word and character error rates: counts, Kaldi's line, the bootstrap interval, alignments and confusions as text.
+"""Word and character error rates: counts, Kaldi's line, the bootstrap interval, alignments and confusions as text, calibration.
 
 Knows two strings and nothing else: no audio, no model, no normalisation (callers normalise both sides first). The edit
 distance is jiwer's, of unit costs, so the number of errors is the smallest possible. sclite weighs a substitution 4 and
@@ -20,6 +20,8 @@ _DRAWS_AT_ONCE = 2_000_000  # bounds the memory of the bootstrap (16 MB an array
 
 # An alignment is many (reference word, hypothesis word): None on the left is an insertion, on the right a deletion.
 Pair = tuple[str | None, str | None]
+
+NUM_BINS = 10  # of confidence
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,27 @@ def confusions_report(confusions: Confusions, num_most: int = 10) -> str:
         lines.append(f"{title}: {sum(times for _, times in entries)}, {len(entries)} different")
         lines += [f"{times:6d}  {what}" for what, times in entries[:num_most]]
     return "\n".join(lines)
+
+
+def reliability(confidences: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the number of words, their mean confidence and the share of right ones in NUM_BINS bins of confidence; NaN in empty bins.
+
+    confidences (W,): 0 to 1; right (W,): 1 for a word that is right, else 0.
+    """
+    bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
+    counts = np.bincount(bins, minlength=NUM_BINS)
+    with np.errstate(invalid="ignore"):
+        means, shares = (np.bincount(bins, values, NUM_BINS) / counts for values in (confidences, right))
+    return counts, means, shares
+
+
+def expected_calibration_error(confidences: np.ndarray, right: np.ndarray) -> float:
+    """Return the mean distance between confidence and share of right words over the bins of `reliability`, weighted by their words.
+
+    Guo et al. 2017, "On calibration of modern neural networks".
+    """
+    counts, means, shares = reliability(confidences, right)
+    return float(np.nansum(counts * np.abs(means - shares)) / max(len(confidences), 1))
 
 
 def _single_spaced(text: str) -> str:

@@ -31,8 +31,15 @@ from asr.manifest import read_manifest, read_utterance
 from asr.text import BLANK, Vocabulary, normalise
 from asr.transcribe import Transcriber
 from asr.transcript import Word
-from asr.tune import NUM_BINS, expected_calibration_error
-from asr.wer import CONFIDENCE, NUM_RESAMPLES, ErrorCounts, align_words, count_word_errors
+from asr.wer import (
+    CONFIDENCE,
+    NUM_RESAMPLES,
+    ErrorCounts,
+    align_words,
+    count_word_errors,
+    expected_calibration_error,
+    reliability,
+)
 
 PEER = "ctc-beam-decoder"
 SMALL = Vocabulary((BLANK, " ", "a", "b"))
@@ -515,10 +522,9 @@ def draw_reliability(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Pat
     figure, axes = pyplot.subplots(figsize=(5, 5))
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect")
     for name, (confidences, right) in curves.items():
-        bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
-        counts = np.bincount(bins, minlength=NUM_BINS)
+        counts, means, shares = reliability(confidences, right)
         there = counts > 0
-        x, y = (np.bincount(bins, values, NUM_BINS)[there] / counts[there] for values in (confidences, right))
+        x, y = means[there], shares[there]
         (line,) = axes.plot(x, y, label=f"{name}: {expected_calibration_error(confidences, right):.3f}")
         axes.scatter(x, y, s=400 * counts[there] / counts.sum(), color=line.get_color())
     axes.set(xlabel="confidence", ylabel="share of words that are right", xlim=(0, 1), ylim=(0, 1))

@@ -19,8 +19,9 @@ from asr.audio import write_wav
 from asr.cli import main
 from asr.evaluate import evaluate_manifest
 from asr.manifest import Utterance, write_manifest
-from asr.report import ReportError, make_report, read_results, reliability
+from asr.report import ReportError, make_report, read_results
 from asr.transcript import Segment, Transcript, Word
+from asr.wer import reliability
 
 EVIL = "<script>alert(1)</script>&\"'"
 
@@ -92,7 +93,7 @@ def test_results_say_of_each_word_whether_it_is_right(results: list[dict[str, An
 
 def test_reliability_counts_words_by_confidence() -> None:
     rows = [(0.0, False), (0.05, True), (0.81, True), (0.83, True), (0.88, False), (1.0, True)]
-    counts, confidences, correct = reliability({"confidence": c, "correct": ok} for c, ok in rows)
+    counts, confidences, correct = reliability(*np.array(rows, float).T)
     assert counts.tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 3, 1]
     assert confidences[[0, 8, 9]] == pytest.approx([0.025, 0.84, 1.0]) and correct[[0, 8, 9]] == pytest.approx([0.5, 2 / 3, 1.0])
     assert all(math.isnan(x) for x in correct[1:8])

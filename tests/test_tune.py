@@ -16,7 +16,8 @@ from asr.manifest import Utterance, write_manifest
 from asr.model import AcousticModel, ModelConfig
 from asr.text import ENGLISH
 from asr.transcribe import Transcriber
-from asr.tune import _calibrated, expected_calibration_error, tune
+from asr.tune import _calibrated, tune
+from asr.wer import expected_calibration_error
 
 
 @pytest.fixture

@@ -7,20 +7,12 @@ import logging
 from pathlib import Path
 
 from asr.augment import AugmentConfig
-from asr.corpora.pack import prepare_noise, prepare_pack
+from asr.corpora.pack import prepare_english
 from asr.cut import cut_manifest
 from asr.decoder import DecoderConfig
-from asr.manifest import read_manifest, write_manifest
 from asr.model import ModelConfig
 from asr.train import TrainConfig, train
 from asr.transcribe import Transcriber
-
-PACKS = (
-    "librispeech", "librispeech_recovered", "common_voice", "common_voice_2", "common_voice_recovered",
-    "ljspeech", "ljtext", "cmu_arctic", "kathleen", "asterisk",
-)  # fmt: skip
-DEV = ("librispeech", "common_voice")
-TOO_FAST = {"bdl_arctic_b0512"}  # its letters need more output frames than it has
 
 
 def main() -> None:
@@ -40,17 +32,14 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
-    manifests = {name: prepare_pack(arguments.corpora, arguments.data, name=name) for name in PACKS}
-    prepare_noise(arguments.corpora, arguments.data / "noise")
-    train_manifest = arguments.data / "english_train.jsonl"
-    write_manifest(train_manifest, [u for name in PACKS for u in read_manifest(manifests[name]["train"]) if u.id not in TOO_FAST])
+    train_manifest, dev_manifests = prepare_english(arguments.corpora, arguments.data)
     if arguments.cut_with:
         whole, train_manifest = train_manifest, arguments.data / "english_train_cut.jsonl"
         if not train_manifest.exists():
             cut_manifest(whole, train_manifest, Transcriber(arguments.cut_with, decoder=DecoderConfig()), longest_s=6.0)
     config = TrainConfig(
         train_manifests=(str(train_manifest),),
-        dev_manifests=tuple(str(manifests[name]["dev"]) for name in DEV),
+        dev_manifests=tuple(map(str, dev_manifests)),
         noise_dir=str(arguments.data / "noise"),
         init=arguments.init,
         model=ModelConfig(dropout=0.2),

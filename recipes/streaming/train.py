@@ -10,18 +10,11 @@ from pathlib import Path
 
 from asr.augment import AugmentConfig
 from asr.checkpoint import load_model_folder, load_network, save_model_folder
-from asr.corpora.pack import prepare_noise, prepare_pack
+from asr.corpora.pack import prepare_english
 from asr.logmel import FeatureConfig
-from asr.manifest import read_manifest, write_manifest
 from asr.model import AcousticModel, ModelConfig
 from asr.train import TrainConfig, train
 
-PACKS = (
-    "librispeech", "librispeech_recovered", "common_voice", "common_voice_2", "common_voice_recovered",
-    "ljspeech", "ljtext", "cmu_arctic", "kathleen", "asterisk",
-)  # fmt: skip
-DEV = ("librispeech", "common_voice")
-TOO_FAST = {"bdl_arctic_b0512"}  # its letters need more output frames than it has
 FEATURES = FeatureConfig(normalisation="running")
 
 
@@ -53,17 +46,14 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
-    manifests = {name: prepare_pack(arguments.corpora, arguments.data, name=name) for name in PACKS}
-    prepare_noise(arguments.corpora, arguments.data / "noise")
-    train_manifest = arguments.data / "streaming_train.jsonl"
-    write_manifest(train_manifest, [u for name in PACKS for u in read_manifest(manifests[name]["train"]) if u.id not in TOO_FAST])
+    train_manifest, dev_manifests = prepare_english(arguments.corpora, arguments.data)
     init, shape = "", ModelConfig(bidirectional=False)
     if arguments.forward_half_of:
         init = str(arguments.out / "init")
         shape = forward_half(arguments.forward_half_of, Path(init))
     config = TrainConfig(
         train_manifests=(str(train_manifest),),
-        dev_manifests=tuple(str(manifests[name]["dev"]) for name in DEV),
+        dev_manifests=tuple(map(str, dev_manifests)),
         noise_dir=str(arguments.data / "noise"),
         init=init,
         features=FEATURES,

@@ -1,7 +1,8 @@
 """Model folders, which people share, and training states, which a run resumes from. Both are written whole or not at all.
 
 A model folder holds config.json (schema version, features, network), vocabulary.json, model.safetensors and README.md, the model card; and,
-where it has a language model, lm.safetensors and decoder.json, the settings of the search.
+where it has a language model, lm.safetensors and decoder.json, the settings of the search; and, where the network writes pronunciations too,
+sounds.json, their vocabulary, lexicon.txt, and g2p.safetensors, which finds the pronunciations of words that this lacks.
 Reading one runs no code from it. `load_model_folder` needs numpy only; torch is loaded where a network or a training state is made.
 """
 
@@ -29,6 +30,7 @@ SCHEMA_VERSION = 1
 MODELS_DIR = Path(__file__).parent / "models"
 CONFIG_NAME, VOCABULARY_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "vocabulary.json", "model.safetensors", "README.md"
 DECODER_NAME, LM_NAME = "decoder.json", "lm.safetensors"
+SOUNDS_NAME, LEXICON_NAME, G2P_NAME = "sounds.json", "lexicon.txt", "g2p.safetensors"
 MAX_CONFIG_BYTES = 1_000_000
 STATES_KEPT = 2
 CHECKSUM_KEY = "crc32"  # in the metadata of model.safetensors; folders without it are read unchecked
@@ -42,7 +44,7 @@ class CheckpointError(ValueError):
 class ModelFolder:
     """What a model folder says, weights apart.
 
-    network: the fields of asr.model.ModelConfig; info: what the trainer noted about it; decoder: the settings in decoder.json, if any.
+    network: the fields of asr.model.ModelConfig; sounds: the vocabulary of pronunciations, if it writes them; info: what the trainer noted about it; decoder: the settings in decoder.json, if any.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class ModelFolder:
     vocabulary: Vocabulary
     info: dict[str, Any]
     decoder: dict[str, Any]
+    sounds: Vocabulary | None = None
 
     @property
     def frame_s(self) -> float:
@@ -82,16 +85,13 @@ def load_model_folder(path: str | os.PathLike[str]) -> ModelFolder:
         raise CheckpointError(
             f"{path / CONFIG_NAME}: schema version {version}, this program reads up to {SCHEMA_VERSION}; update the program"
         )
-    tokens = _read_json(path / VOCABULARY_NAME)
-    try:
-        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-            raise TextError("expected a JSON list of strings")
-        vocabulary = Vocabulary(tuple(tokens))
-    except TextError as error:
-        raise CheckpointError(f"{path / VOCABULARY_NAME}: {error}") from error
+    vocabulary = _read_vocabulary(path / VOCABULARY_NAME)
     network = config.get("network")
     if not isinstance(network, dict) or network.get("vocabulary_size") != len(vocabulary):
         raise CheckpointError(f"{path / CONFIG_NAME}: 'network' must be an object whose vocabulary_size is {len(vocabulary)}")
+    sounds = _read_vocabulary(path / SOUNDS_NAME) if network.get("num_sounds", 0) else None
+    if sounds is not None and network["num_sounds"] != len(sounds):
+        raise CheckpointError(f"{path / CONFIG_NAME}: 'network': num_sounds must be {len(sounds)}, found {network['num_sounds']!r:.60}")
     for key in ("subsampling", "outputs_per_frame"):
         value = network.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65_536 or "subsampling" not in network:
@@ -104,7 +104,7 @@ def load_model_folder(path: str | os.PathLike[str]) -> ModelFolder:
     decoder = _read_json(path / DECODER_NAME) if (path / DECODER_NAME).exists() else {}
     if not isinstance(decoder, dict):
         raise CheckpointError(f"{path / DECODER_NAME}: expected a JSON object, found {type(decoder).__name__}")
-    return ModelFolder(path, path.resolve().name, features, network, vocabulary, info if isinstance(info, dict) else {}, decoder)
+    return ModelFolder(path, path.resolve().name, features, network, vocabulary, info if isinstance(info, dict) else {}, decoder, sounds)
 
 
 def save_decoder_settings(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
@@ -113,9 +113,9 @@ def save_decoder_settings(path: str | os.PathLike[str], settings: Mapping[str, A
 
 
 def copy_decoder(source: ModelFolder, target: str | os.PathLike[str]) -> None:
-    """Put the decoder settings and the language model of one model folder, if it has them, into another, which need not be there yet."""
+    """Put the decoder settings, language model and lexicon of one model folder, as far as it has them, into another, which need not be there yet."""
     Path(target).mkdir(parents=True, exist_ok=True)
-    for name in (DECODER_NAME, LM_NAME):
+    for name in (DECODER_NAME, LM_NAME, LEXICON_NAME, G2P_NAME):
         if (source.path / name).exists():
             write_atomically(Path(target) / name, (source.path / name).read_bytes())
 
@@ -167,6 +167,7 @@ def save_model_folder(
     vocabulary: Vocabulary,
     info: Mapping[str, Any],
     card: str,
+    sounds: Vocabulary | None = None,
 ) -> None:
     """Write a model folder, the weights as 16-bit floats. Every file is written under a temporary name, synced and renamed, config.json last.
 
@@ -189,6 +190,8 @@ def save_model_folder(
     checksum = _checksum({name: tensor.numpy().tobytes() for name, tensor in weights.items()})
     write_atomically(path / WEIGHTS_NAME, save(weights, metadata={CHECKSUM_KEY: checksum}))
     write_atomically(path / VOCABULARY_NAME, (json.dumps(vocabulary.tokens, ensure_ascii=False) + "\n").encode())
+    if sounds is not None:
+        write_atomically(path / SOUNDS_NAME, (json.dumps(sounds.tokens, ensure_ascii=False) + "\n").encode())
     write_atomically(path / CARD_NAME, card.encode())
     write_atomically(path / CONFIG_NAME, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -254,6 +257,16 @@ def _checksum(weights: Mapping[str, bytes]) -> str:
     for name in sorted(weights):
         checksum = zlib.crc32(weights[name], zlib.crc32(name.encode(), checksum))
     return f"{checksum:08x}"
+
+
+def _read_vocabulary(path: Path) -> Vocabulary:
+    tokens = _read_json(path)
+    try:
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise TextError("expected a JSON list of strings")
+        return Vocabulary(tuple(tokens))
+    except TextError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _read_json(path: Path) -> Any:

@@ -368,6 +368,7 @@ def _print_findings(path: Path, vocabulary: str | None) -> int:
 @click.option("--resume", is_flag=True, help="Go on from the run folder's newest state.")
 @click.option("--init", default="", metavar="MODEL", help="Start from a model: a shipped one's name or a folder; network and vocabulary are its own.")
 @click.option("--vocabulary", type=click.Choice(["english", "data"]), default="english", help="english: a-z ' and space; data: all characters of the texts.")
+@click.option("--lexicon", default="", type=click.Path(dir_okay=False), help="Words and pronunciations, a tab between, a character a sound: learn to write these too.")
 @click.option("--cell", type=click.Choice(CELLS), default="gru", help="Recurrent cell.")
 @click.option("--layers", type=click.IntRange(1), default=3, help="Recurrent layers.")
 @click.option("--hidden", type=click.IntRange(1), default=256, help="Units a layer and direction.")
@@ -401,13 +402,14 @@ def _train_config(options: dict[str, Any]) -> Any:
 
     from asr.augment import AugmentConfig
     from asr.checkpoint import load_model_folder
+    from asr.lexicon import read_lexicon
     from asr.logmel import FeatureConfig
     from asr.manifest import read_manifest
     from asr.model import ModelConfig
     from asr.text import ENGLISH, Vocabulary
     from asr.train import TrainConfig
 
-    vocabulary, features = ENGLISH, FeatureConfig(normalisation="running" if options["one_directional"] else "utterance")
+    vocabulary, sounds, features = ENGLISH, None, FeatureConfig(normalisation="running" if options["one_directional"] else "utterance")
     if options["vocabulary"] == "data":
         vocabulary = Vocabulary.from_texts(u.text for path in options["train_manifests"] for u in read_manifest(path))
     started = Path(options["run_dir"]) / "config.json"
@@ -415,6 +417,7 @@ def _train_config(options: dict[str, Any]) -> Any:
         try:
             run = json.loads(started.read_text(encoding="utf-8"))
             features, vocabulary = FeatureConfig(**run["features"]), Vocabulary(tuple(run["vocabulary"]))
+            sounds = Vocabulary(tuple(run["sounds"])) if run.get("sounds") else None
             network = ModelConfig(**{**run["model"], "dropout": options["dropout"]})
         except (ValueError, KeyError, TypeError) as error:
             raise click.ClickException(f"{started}: not the config of a run ({error}); start a new run") from error
@@ -422,10 +425,14 @@ def _train_config(options: dict[str, Any]) -> Any:
         folder = load_model_folder(options["init"])
         features = folder.features
         vocabulary = folder.vocabulary if options["vocabulary"] == "english" else vocabulary
-        network = ModelConfig(**{**folder.network, "vocabulary_size": len(vocabulary), "dropout": options["dropout"]})
+        sounds = folder.sounds if vocabulary == folder.vocabulary else None  # another language sounds differently
+        sizes = {"vocabulary_size": len(vocabulary), "num_sounds": len(sounds or ())}
+        network = ModelConfig(**{**folder.network, **sizes, "dropout": options["dropout"]})
     else:
+        sounds = read_lexicon(options["lexicon"]).sounds if options["lexicon"] else None
         network = ModelConfig(
             vocabulary_size=len(vocabulary),
+            num_sounds=len(sounds or ()),
             cell=options["cell"],
             bidirectional=not options["one_directional"],
             num_layers=options["layers"],
@@ -434,12 +441,13 @@ def _train_config(options: dict[str, Any]) -> Any:
             dropout=options["dropout"],
         )
     same = (
-        "train_manifests", "dev_manifests", "init", "noise_dir", "seed", "epochs", "accumulation", "learning_rate", "warmup_epochs",
+        "train_manifests", "dev_manifests", "lexicon", "init", "noise_dir", "seed", "epochs", "accumulation", "learning_rate", "warmup_epochs",
         "consistency", "precision", "device", "patience",
     )  # fmt: skip
     return TrainConfig(
         **{name: options[name] for name in same},
         vocabulary=vocabulary.tokens,
+        sounds=sounds.tokens if sounds else (),
         features=features,
         model=network,
         augment=AugmentConfig(noise_probability=0.25 if options["noise_dir"] else 0.0),

@@ -16,25 +16,34 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, get_worker_info
 
 from asr.augment import AugmentConfig, augment_waveform
+from asr.lexicon import Lexicon, LexiconError
 from asr.manifest import Utterance, read_utterance
 from asr.text import TextError, Vocabulary
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Utterances padded with zeros: waveforms (B, N) float32, waveform_lengths (B,) in samples, tokens (B, U), token_lengths (B,), names."""
+    """Utterances padded with zeros: waveforms (B, N) float32, waveform_lengths (B,) in samples, tokens (B, U), token_lengths (B,), names.
+
+    sounds (B, U'), sound_lengths (B,): the tokens of the pronunciations, all of length 0 without a lexicon.
+    """
 
     waveforms: Tensor
     waveform_lengths: Tensor
     tokens: Tensor
     token_lengths: Tensor
+    sounds: Tensor
+    sound_lengths: Tensor
     names: tuple[str, ...]
 
 
-class SpeechDataset(Dataset[tuple[np.ndarray, list[int], str]]):
+Item = tuple[np.ndarray, list[int], list[int], str]  # waveform, tokens, sounds, name
+
+
+class SpeechDataset(Dataset[Item]):
     """Reads and augments utterances. An item is asked for by (index, seed): the seed alone decides its augmentation.
 
-    augment: None for evaluation. noises: waveforms for AugmentConfig.noise_probability. fastest_speeds: the largest speed factor of
+    lexicon, sounds: how the words are pronounced, and the vocabulary of that, for networks that write it too. augment: None for evaluation. noises: waveforms for AugmentConfig.noise_probability. fastest_speeds: the largest speed factor of
     each utterance, so that its text still fits.
     """
 
@@ -43,6 +52,8 @@ class SpeechDataset(Dataset[tuple[np.ndarray, list[int], str]]):
         utterances: Sequence[Utterance],
         vocabulary: Vocabulary,
         *,
+        lexicon: Lexicon | None = None,
+        sounds: Vocabulary | None = None,
         augment: AugmentConfig | None = None,
         noises: Sequence[np.ndarray] = (),
         fastest_speeds: Sequence[float] = (),
@@ -52,12 +63,13 @@ class SpeechDataset(Dataset[tuple[np.ndarray, list[int], str]]):
         self.noises = list(noises)
         self.fastest_speeds = list(fastest_speeds) or [math.inf] * len(self.utterances)
         self.tokens = [_encode(utterance, vocabulary) for utterance in self.utterances]
+        self.sounds = [_pronounce(utterance, lexicon, sounds) if lexicon and sounds else [] for utterance in self.utterances]
         self.reading: Tensor | None = None  # (num_workers,) in shared memory: what each loader process reads, -1 nothing
 
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, list[int], str]:
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         index, seed = key
         utterance = self.utterances[index]
         self._note(index)
@@ -68,7 +80,7 @@ class SpeechDataset(Dataset[tuple[np.ndarray, list[int], str]]):
                 waveform, self.augment, noises=self.noises, rng=rng, fastest_speed=self.fastest_speeds[index]
             )
         self._note(-1)
-        return waveform, self.tokens[index], utterance.id
+        return waveform, self.tokens[index], self.sounds[index], utterance.id
 
     def _note(self, index: int) -> None:
         """Let the main process know what to name should this one die."""
@@ -84,16 +96,26 @@ def _encode(utterance: Utterance, vocabulary: Vocabulary) -> list[int]:
         raise TextError(f"utterance {utterance.id!r} ({utterance.audio_filepath}): {error}") from error
 
 
-def collate(items: Sequence[tuple[np.ndarray, list[int], str]]) -> Batch:
+def _pronounce(utterance: Utterance, lexicon: Lexicon, sounds: Vocabulary) -> list[int]:
+    try:
+        return sounds.encode(lexicon.pronounce(utterance.text))
+    except (LexiconError, TextError) as error:
+        raise LexiconError(f"utterance {utterance.id!r} ({utterance.audio_filepath}): {error}") from error
+
+
+def collate(items: Sequence[Item]) -> Batch:
     """Pad items to one batch."""
-    waveforms = [torch.from_numpy(waveform) for waveform, _, _ in items]
-    tokens = [torch.tensor(ids, dtype=torch.int64) for _, ids, _ in items]
+    waveforms = [torch.from_numpy(waveform) for waveform, _, _, _ in items]
+    tokens = [torch.tensor(ids, dtype=torch.int64) for _, ids, _, _ in items]
+    sounds = [torch.tensor(ids, dtype=torch.int64) for _, _, ids, _ in items]
     return Batch(
         waveforms=pad_sequence(waveforms, batch_first=True),
         waveform_lengths=torch.tensor([len(w) for w in waveforms]),
         tokens=pad_sequence(tokens, batch_first=True),
         token_lengths=torch.tensor([len(t) for t in tokens]),
-        names=tuple(name for _, _, name in items),
+        sounds=pad_sequence(sounds, batch_first=True),
+        sound_lengths=torch.tensor([len(t) for t in sounds]),
+        names=tuple(name for _, _, _, name in items),
     )
 
 

@@ -9,14 +9,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import product
+from typing import Any
 
 import numpy as np
 
 from asr import search
+from asr.lexicon import Lexicon
 from asr.lm import UNKNOWN_ID, LanguageModel
 from asr.search import NONE
 from asr.text import BLANK, BLANK_ID, Vocabulary
 
+NUM_RESCORED = 20  # hypotheses of sounds whose spelling is looked at
 NUM_RESERVED = 3  # <unk>, <s> and </s> come first among a language model's words
 
 
@@ -29,7 +33,7 @@ class Hypothesis:
     """One reading, its times and what it scores."""
 
     tokens: tuple[int, ...]
-    text: str  # of the tokens, white space at the ends or doubled taken out
+    text: str  # of the tokens, white space at the ends or doubled taken out, or the lexicon's words that sound like them
     frames: tuple[int, ...]  # where each token is most probable on the best path
     score: float  # what hypotheses are ranked by
     acoustic_score: float  # ln p(tokens) by the network; of greedy decoding that of one path
@@ -40,6 +44,7 @@ class Hypothesis:
 class DecoderConfig:
     """How to decode: `method` greedy or beam, and beam_search's settings of the same names.
 
+    spelling_weight, 0 to 1, counts only where the network writes pronunciations too, as in `decode`.
     A word's confidence is sigmoid(confidence_offset + confidence_slope x), x the mean log-probability of its tokens at their peaks, as
     asr.tune fits it (Platt 1999); with a slope of 0, untuned, it is e^x.
     """
@@ -49,6 +54,7 @@ class DecoderConfig:
     alpha: float = 0.5
     beta: float = 1.5
     unknown_penalty: float = 10.0
+    spelling_weight: float = 0.3
     confidence_slope: float = 0.0
     confidence_offset: float = 0.0
 
@@ -57,10 +63,12 @@ class DecoderConfig:
             raise DecoderError(f"method: expected greedy or beam, found {self.method!r}")
         if isinstance(self.beam_size, bool) or not isinstance(self.beam_size, int) or not 1 <= self.beam_size <= 10_000:
             raise DecoderError(f"beam_size: expected 1 to 10000, found {self.beam_size!r}")
-        for name in ("alpha", "beta", "unknown_penalty", "confidence_slope", "confidence_offset"):
+        for name in ("alpha", "beta", "unknown_penalty", "spelling_weight", "confidence_slope", "confidence_offset"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise DecoderError(f"{name}: expected a finite number, found {value!r}")
+        if not 0 <= self.spelling_weight <= 1:
+            raise DecoderError(f"spelling_weight: expected 0 to 1, found {self.spelling_weight!r}")
 
     def confidence(self, mean_log_prob: float) -> float:
         """Return the confidence, 0 to 1, in a word whose tokens have this mean log-probability."""
@@ -75,21 +83,42 @@ def decode(
     config: DecoderConfig,
     *,
     lm: LanguageModel | None = None,
+    lexicon: Lexicon | None = None,
+    sounds: Vocabulary | None = None,
     hotwords: Mapping[str, float] | None = None,
 ) -> Hypothesis:
-    """Return the best text of `log_probs` (T', V) by the method that the config names. Raises DecoderError."""
+    """Return the best text of `log_probs` (T', V) by the method that the config names.
+
+    With a lexicon of `sounds`, log_probs (T', V + S), beam search with a language model is among the lexicon's words as they sound. The
+    best that it finds are compared by
+
+        (1 - spelling_weight) ln p(sounds) + spelling_weight ln p(best path of their letters) + what the words score
+
+    and the hypothesis' tokens are sounds. Raises DecoderError.
+    """
+    spelled, pronounced = (np.ascontiguousarray(part) for part in np.split(log_probs, [len(vocabulary)], axis=1))
     if config.method == "greedy":
-        return greedy_decode(log_probs, vocabulary)
-    return beam_search(
-        log_probs,
-        vocabulary,
-        beam_size=config.beam_size,
-        lm=lm,
-        alpha=config.alpha,
-        beta=config.beta,
-        unknown_penalty=config.unknown_penalty,
-        hotwords=hotwords,
-    )[0]
+        return greedy_decode(spelled, vocabulary)
+    search_settings: dict[str, Any] = {"beam_size": config.beam_size, "lm": lm, "alpha": config.alpha, "beta": config.beta, "unknown_penalty": config.unknown_penalty}
+    if lm is None or lexicon is None or sounds is None:
+        return beam_search(spelled, vocabulary, hotwords=hotwords, **search_settings)[0]
+    heard = pronounced_phrases(lexicon, hotwords or {})
+    found = beam_search(pronounced, sounds, num_best=NUM_RESCORED, lexicon=lexicon, hotwords=heard, **search_settings)
+    weight = config.spelling_weight
+    spelling = [_best_path(spelled, vocabulary.encode(h.text))[1] if weight and not vocabulary.unknown(h.text) else h.acoustic_score for h in found]
+    scores = [h.score + weight * (score - h.acoustic_score) for h, score in zip(found, spelling, strict=True)]
+    return found[int(np.argmax(scores))]
+
+
+def pronounced_phrases(lexicon: Lexicon, phrases: Mapping[str, float]) -> dict[str, float]:
+    """Return how the phrases sound, in every way that the lexicon has, with their weights. Raises DecoderError for words that it lacks."""
+    heard: dict[str, float] = {}
+    for phrase, weight in phrases.items():
+        if missing := [word for word in phrase.split() if word not in lexicon.all]:
+            raise DecoderError(f"the hotword {phrase!r} has a word without pronunciation: {missing[0]!r}; add it to the model folder's lexicon.txt")
+        for ways in product(*(lexicon.all[word] for word in phrase.split())):
+            heard[" ".join(ways)] = weight
+    return heard
 
 
 def greedy_decode(log_probs: np.ndarray, vocabulary: Vocabulary) -> Hypothesis:
@@ -120,7 +149,7 @@ def beam_search(
     alpha: float = 0.5,
     beta: float = 1.5,
     unknown_penalty: float = 10.0,
-    lexicon: Sequence[str] | None = None,
+    lexicon: Lexicon | Sequence[str] | None = None,
     hotwords: Mapping[str, float] | None = None,
     beam_threshold: float = 15.0,
     token_threshold: float = -6.0,
@@ -130,7 +159,8 @@ def beam_search(
 
         score = ln p(tokens) + alpha ln p(words) + beta (number of words) - unknown_penalty (unknown words) + hotwords
 
-    alpha, beta and unknown_penalty count only with a language model. A `lexicon` allows its words only. A hotword or phrase adds its
+    alpha, beta and unknown_penalty count only with a language model. A `lexicon` allows its words only; words
+    without pronunciations are spelled in tokens. A hotword or phrase adds its
     weight wherever it stands between spaces; while the search is inside one it is credited in parts, and no word of it counts as unknown.
     Left out: prefixes that score `beam_threshold` less than the best, tokens with a log-probability below `token_threshold`, and
     whatever competes with a blank more probable than `blank_threshold`.
@@ -149,22 +179,25 @@ def beam_search(
             f" {(alpha, beta, unknown_penalty, beam_threshold, token_threshold, blank_threshold)}"
         )
     unknown_bonus = -math.inf if lexicon is not None else -float(unknown_penalty) if lm else 0.0
+    if lexicon is not None and not isinstance(lexicon, Lexicon):
+        lexicon = _spelling_lexicon(tuple(lexicon))
+    trie = _lexicon_trie(vocabulary, lm, lexicon, float(unknown_penalty))
     scorer = search.Scorer(
         vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
         float(alpha) if lm else 0.0,
         float(beta) if lm else 0.0,
         unknown_bonus,
-        *_lexicon_trie(vocabulary, lm, None if lexicon is None else tuple(lexicon)),
+        *trie[:-1],
         *_model_arrays(lm),
         *_hotword_automaton(vocabulary, tuple((hotwords or {}).items())),
     )
     log_blank_threshold = math.log(blank_threshold) if blank_threshold > 0 else -math.inf
     pruning = search.Pruning(int(beam_size), float(beam_threshold), float(token_threshold), log_blank_threshold)
     num_searched = int((log_probs[:, BLANK_ID] <= log_blank_threshold).sum())
-    work = _work_memory(num_searched, beam_size, len(vocabulary))
-    results = np.empty(beam_size, search.RESULT)
+    work = _work_memory(num_searched, beam_size, len(vocabulary) - 1 + int(np.diff(scorer.lexicon_first_entry).max(initial=1)))
+    results = np.empty(len(work.candidates), search.RESULT)
     count = _compiled_search()(log_probs, scorer, pruning, work, results)
-    return _hypotheses(log_probs, vocabulary, work.prefixes, results[:count], num_best)
+    return _hypotheses(log_probs, vocabulary, work.prefixes, results[:count], num_best, trie[-1] if isinstance(lexicon, Lexicon) else None)
 
 
 @cache
@@ -177,7 +210,7 @@ def _compiled_search() -> Callable[..., int]:
         0.0,
         0.0,
         0.0,
-        *_lexicon_trie(vocabulary, None, None),
+        *_lexicon_trie(vocabulary, None, None, 0.0)[:-1],
         *_model_arrays(None),
         *_hotword_automaton(vocabulary, ()),
     )
@@ -186,8 +219,9 @@ def _compiled_search() -> Callable[..., int]:
     return native.load(search, "search", example)
 
 
-def _work_memory(num_frames: int, beam_size: int, size: int) -> search.Work:
-    num_candidates = beam_size * size
+def _work_memory(num_frames: int, beam_size: int, num_choices: int) -> search.Work:
+    """num_choices: the most candidates that one prefix makes, itself and those with one token more."""
+    num_candidates = beam_size * num_choices
     return search.Work(
         prefixes=np.empty(1 + num_frames * beam_size, search.PREFIX),
         beam=np.empty(beam_size, search.ENTRY),
@@ -198,16 +232,17 @@ def _work_memory(num_frames: int, beam_size: int, size: int) -> search.Work:
 
 
 def _hypotheses(
-    log_probs: np.ndarray, vocabulary: Vocabulary, prefixes: np.ndarray, results: np.ndarray, num_best: int
+    log_probs: np.ndarray, vocabulary: Vocabulary, prefixes: np.ndarray, results: np.ndarray, num_best: int, texts: Sequence[str] | None
 ) -> list[Hypothesis]:
-    """Return the best results with different texts."""
+    """Return the best results with different texts. texts: of the lexicon's entries, None where tokens are spelled."""
     best: dict[str, Hypothesis] = {}
-    parents, last_tokens = prefixes["parent"], prefixes["token"]
+    parents, last_tokens, last_entries = prefixes["parent"], prefixes["token"], prefixes["entry"]
     for index in np.argsort(-results["score"], kind="stable"):
-        tokens = []
+        tokens, entries = [], [int(results["entry"][index])]
         node = int(results["prefix"][index])
         while node > 0:
             tokens.append(int(last_tokens[node]))
+            entries.append(int(last_entries[node]))
             node = int(parents[node])
         tokens.reverse()
         score, acoustic, lm_score = (float(results[name][index]) for name in ("score", "acoustic", "lm"))
@@ -217,9 +252,9 @@ def _hypotheses(
             space = vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE
             while tokens and tokens[-1] != space:
                 tokens.pop()
-        text = _text(tokens, vocabulary)
+        text = _text(tokens, vocabulary) if texts is None else " ".join(texts[entry] for entry in reversed(entries) if entry != NONE)
         if text not in best:
-            best[text] = Hypothesis(tuple(tokens), text, _peaks(log_probs, tokens), score, acoustic, lm_score)
+            best[text] = Hypothesis(tuple(tokens), text, _best_path(log_probs, tokens)[0], score, acoustic, lm_score)
         if len(best) == num_best:
             break
     return list(best.values())
@@ -229,13 +264,14 @@ def _text(tokens: Sequence[int], vocabulary: Vocabulary) -> str:
     return " ".join(vocabulary.decode(tokens).split())
 
 
-def _peaks(log_probs: np.ndarray, tokens: Sequence[int]) -> tuple[int, ...]:
-    """Return the frame where each token is most probable within its span on the best path that spells them."""
+def _best_path(log_probs: np.ndarray, tokens: Sequence[int]) -> tuple[tuple[int, ...], float]:
+    """Return the frame where each token is most probable within its span on the best path that spells them, and that path's log-probability."""
     num_states = 2 * len(tokens) + 1
     peaks = np.zeros(len(tokens), np.int32)
-    memory = np.empty(num_states), np.empty((len(log_probs), num_states), np.int8)
-    _compiled_align()(log_probs, np.array(tokens, np.int32), *memory, peaks)
-    return tuple(peaks.tolist())
+    scores = np.empty(num_states)
+    moves = np.empty((len(log_probs), num_states), np.int8)
+    possible = _compiled_align()(log_probs, np.array(tokens, np.int32), scores, moves, peaks) == 0
+    return tuple(peaks.tolist()), float(scores[-2:].max()) if possible else -math.inf
 
 
 @cache
@@ -275,26 +311,33 @@ def _model_arrays(lm: LanguageModel | None) -> tuple[np.ndarray, np.ndarray, np.
 
 
 @lru_cache(maxsize=4)
-def _lexicon_trie(
-    vocabulary: Vocabulary, lm: LanguageModel | None, lexicon: tuple[str, ...] | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the lexicon_ fields of search.Scorer: a trie of the lexicon, by default the language model's words, over tokens.
-
-    Words that the vocabulary cannot spell are left out.
-    """
-    if lexicon is not None and not any(lexicon):
+def _spelling_lexicon(words: tuple[str, ...]) -> Lexicon:
+    """Return the lexicon of words that are spelled as they are written."""
+    if not any(words):
         raise DecoderError("expected words in the lexicon, found none; leave the lexicon out to allow every word")
+    words = tuple(filter(None, words))
+    return Lexicon(words, words)
+
+
+@lru_cache(maxsize=4)
+def _lexicon_trie(
+    vocabulary: Vocabulary, lm: LanguageModel | None, lexicon: Lexicon | None, unknown_penalty: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Return the lexicon_ fields of search.Scorer, a trie over tokens, and the text of each entry.
+
+    The lexicon is by default the language model's words. Those that the vocabulary cannot spell are left out.
+    """
     if lexicon is not None:
-        words = list(filter(None, lexicon))
+        words, spellings = lexicon.words, lexicon.pronunciations
         ids = np.array([lm.word_ids.get(word, UNKNOWN_ID) if lm else UNKNOWN_ID for word in words], np.int32)
     else:
-        words = list(lm.words[NUM_RESERVED:]) if lm else []
+        words = spellings = lm.words[NUM_RESERVED:] if lm else ()
         ids = np.arange(NUM_RESERVED, NUM_RESERVED + len(words), dtype=np.int32)
-    codes, rows = _spelled(words, vocabulary)
+    codes, rows = _spelled(spellings, vocabulary)
     ids = ids[rows]
     if words and not len(rows):
         raise DecoderError(
-            f"expected words that the vocabulary can spell, found {words[0]!r} and the like; they do not fit"
+            f"expected words that the vocabulary can spell, found {spellings[0]!r} and the like; they do not fit"
         )
     num_words, length = codes.shape
     inside = codes != BLANK_ID
@@ -306,14 +349,18 @@ def _lexicon_trie(
     parent = np.where(depth > 0, node_at[depth - 1, row], 0)
     first_child = 1 + np.concatenate([[0], np.cumsum(np.bincount(parent, minlength=1 + len(parent)))])
     ends = node_at[inside.sum(axis=1) - 1, np.arange(num_words)]
-    word = np.full(1 + len(parent), NONE, np.int32)
-    word[ends] = ids
+    by_node = np.argsort(ends, kind="stable")
+    first_entry = np.concatenate([[0], np.cumsum(np.bincount(ends, minlength=1 + len(parent)))])
     best = np.full(1 + len(parent), -np.inf)
-    best[ends] = lm.log_prob[1 + ids] if lm else 0.0
+    np.maximum.at(best, ends, lm.log_prob[1 + ids] if lm else 0.0)
     for nodes in reversed(np.split(np.arange(1, 1 + len(parent)), np.flatnonzero(np.diff(depth)) + 1)):  # deepest first
         np.maximum.at(best, parent[nodes - 1], best[nodes])
     best = np.append(best, lm.log_prob[1 + UNKNOWN_ID] if lm else 0.0)  # the last, [NONE]: of words outside the lexicon
-    return first_child.astype(np.int32), np.append([NONE], codes[row, depth]).astype(np.int32), word, best
+    tokens = np.append([NONE], codes[row, depth]).astype(np.int32)
+    texts = [words[i] for i in rows[by_node]]
+    ids = ids[by_node]
+    bonus = np.where((ids == UNKNOWN_ID) & (lm is not None), -unknown_penalty, 0.0)
+    return first_child.astype(np.int32), tokens, first_entry.astype(np.int32), ids, bonus, best, texts
 
 
 def _spelled(words: Sequence[str], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

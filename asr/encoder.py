@@ -56,6 +56,12 @@ class Network:
     output: Linear
     outputs_per_frame: int
     vocabulary_size: int
+    num_sounds: int
+
+    @property
+    def num_outputs(self) -> int:
+        """Log-probabilities a frame."""
+        return self.vocabulary_size + self.num_sounds
 
     @property
     def subsampling(self) -> int:
@@ -64,7 +70,7 @@ class Network:
 
 
 def load_encoder(folder: ModelFolder, num_threads: int = 0) -> Encoder:
-    """Return (features (B, T, M), lengths (B,)) -> (log_probs (B, T', V), lengths (B,)) of a model folder; num_threads 0: one a core.
+    """Return (features (B, T, M), lengths (B,)) -> (log_probs (B, T', V + S), lengths (B,)) of a model folder; num_threads 0: one a core.
 
     Raises CheckpointError for weights that cannot be read or do not fit the config.
     """
@@ -74,7 +80,7 @@ def load_encoder(folder: ModelFolder, num_threads: int = 0) -> Encoder:
     def encode(features: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         results = run(network, [x[:length] for x, length in zip(features, lengths, strict=True)], num_threads=num_threads)
         output_lengths = np.array([len(result) for result in results], np.int64)
-        log_probs = np.zeros((len(results), output_lengths.max(initial=0), network.vocabulary_size), np.float32)
+        log_probs = np.zeros((len(results), output_lengths.max(initial=0), network.num_outputs), np.float32)
         for row, result in zip(log_probs, results, strict=True):
             row[: len(result)] = result
         return log_probs, output_lengths
@@ -109,7 +115,7 @@ def pack(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Networ
         tuple(_direction(weights, i, name, config["cell"]) for name in _directions(config)) for i in range(config["num_layers"])
     )
     output = _normed(weights, config["num_layers"], weights["output.weight"].T, weights["output.bias"])
-    return Network(config["cell"], tuple(convs), stack, output, config.get("outputs_per_frame", 1), config["vocabulary_size"])
+    return Network(config["cell"], tuple(convs), stack, output, config.get("outputs_per_frame", 1), config["vocabulary_size"], config.get("num_sounds", 0))
 
 
 def _shapes(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -118,6 +124,8 @@ def _shapes(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Ite
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
             raise ValueError(f"{name}: expected 1 or more, found {size!r}")
+    if type(config.get("num_sounds", 0)) is not int or config.get("num_sounds", 0) < 0:
+        raise ValueError(f"num_sounds: expected 0 or more, found {config['num_sounds']!r}")
     if config["cell"] not in CELLS or config["subsampling"] not in (2, 4, 8):
         raise ValueError(f"expected a cell out of {', '.join(CELLS)} and a subsampling of 2, 4 or 8")
     for name, shape in _expected_shapes(config):
@@ -143,7 +151,7 @@ def _expected_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int
             yield f"layers.{i}.{name}.bias_ih_l0", (num_gates * hidden,)
             yield f"layers.{i}.{name}.bias_hh_l0", (num_gates * hidden,)
         width = hidden * len(_directions(config))
-    num_outputs = config["vocabulary_size"] * config.get("outputs_per_frame", 1)
+    num_outputs = (config["vocabulary_size"] + config.get("num_sounds", 0)) * config.get("outputs_per_frame", 1)
     yield "output.weight", (num_outputs, width)
     yield "output.bias", (num_outputs,)
 
@@ -157,10 +165,10 @@ def _directions(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def run(network: Network, features: Sequence[np.ndarray], *, num_threads: int = 1) -> list[np.ndarray]:
-    """Return log_probs (T', V) of each utterance's features (T, M)."""
+    """Return log_probs (T', V + S) of each utterance's features (T, M)."""
     order = sorted(range(len(features)), key=lambda i: -len(features[i]))
     utterances = [np.asarray(features[i], np.float32) for i in order]
-    results = [np.zeros((0, network.vocabulary_size), np.float32)] * len(features)
+    results = [np.zeros((0, network.num_outputs), np.float32)] * len(features)
     if not any(map(len, utterances)):
         return results
     threads = _Threads(num_threads)
@@ -179,7 +187,7 @@ def run(network: Network, features: Sequence[np.ndarray], *, num_threads: int = 
 
 
 def step(network: Network, features: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
-    """Continue a stream: return (log_probs (T', V), state) of the next features (T, M), T a multiple of the subsampling and not 0.
+    """Continue a stream: return (log_probs (T', V + S), state) of the next features (T, M), T a multiple of the subsampling and not 0.
 
     The results of the pieces, put together, are those of the whole to the bit. Raises ValueError for a bidirectional network.
     """
@@ -278,11 +286,13 @@ def _run_direction(
 
 
 def _classify(threads: _Threads, network: Network, x: np.ndarray) -> np.ndarray:
-    """Return log_probs (N * outputs_per_frame, V) of the last layer's states (N, C)."""
+    """Return log_probs (N * outputs_per_frame, V + S) of the last layer's states (N, C)."""
     normed = _normalise(x)
-    logits = _product(threads, normed.reshape(-1), x.shape[1], network.output, len(x)).reshape(-1, network.vocabulary_size)
-    logits -= logits.max(axis=1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    logits = _product(threads, normed.reshape(-1), x.shape[1], network.output, len(x)).reshape(-1, network.num_outputs)
+    for part in np.split(logits, [network.vocabulary_size], axis=1):  # views
+        if part.size:
+            part -= part.max(axis=1, keepdims=True)
+            part -= np.log(np.exp(part).sum(axis=1, keepdims=True))
     return logits
 
 

@@ -654,9 +654,10 @@ class _ArpaReader:
 
 def _find(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Return the index of each of `keys` in `sorted_keys`, -1 where it is not there."""
-    found = np.searchsorted(sorted_keys, keys)
-    there = np.append(sorted_keys, -1)[found] == keys
-    indices: np.ndarray = np.where(there, found, -1)
+    if not len(sorted_keys):
+        return np.full(np.shape(keys), -1)
+    found = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
+    indices: np.ndarray = np.where(sorted_keys[found] == keys, found, -1)
     return indices
 
 

@@ -1,4 +1,4 @@
-"""The network: convolutional subsampling, a stacked recurrent encoder, a linear layer to the vocabulary. Knows no audio and no text.
+"""The network: convolutional subsampling, a stacked recurrent encoder, a linear layer to the tokens. Knows no audio and no text.
 
 Padding never reaches a valid frame. The convolutions are causal, the forward recurrence runs from the first frame, and the backward one
 runs over the sequence reversed within its own length, so what stands after an utterance's end is only ever seen after it.
@@ -26,11 +26,13 @@ class ModelConfig:
     """Shape of the network. dropout: between layers.
 
     subsampling: 2, 4 or 8 feature frames to one frame of the encoder. outputs_per_frame: output frames that the last layer makes of each
-    encoder frame; 8 and 2 give the frame rate of 4 and 1 for half the work.
+    encoder frame; 8 and 2 give the frame rate of 4 and 1 for half the work. num_sounds: size of a second vocabulary, in which the network
+    writes how the words are pronounced beside how they are spelled; 0 for none.
     """
 
     num_mels: int = 80
     vocabulary_size: int = 29
+    num_sounds: int = 0
     cell: str = "gru"
     bidirectional: bool = True
     num_layers: int = 3
@@ -50,6 +52,8 @@ class ModelConfig:
         for name in ("num_mels", "vocabulary_size", "num_layers", "hidden_size", "conv_channels"):
             if not 1 <= getattr(self, name) <= 65_536:
                 raise ValueError(f"{name}: expected 1 to 65536, found {getattr(self, name)!r}")
+        if not 0 <= self.num_sounds <= 65_536:
+            raise ValueError(f"num_sounds: expected 0 to 65536, found {self.num_sounds!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 <= dropout < 1, found {self.dropout!r}")
 
@@ -78,10 +82,13 @@ class AcousticModel(nn.Module):
         sizes = [config.conv_channels] + [width] * config.num_layers
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes)
         self.layers = nn.ModuleList(Recurrence(size, config) for size in sizes[:-1])
-        self.output = nn.Linear(width, config.vocabulary_size * config.outputs_per_frame)
+        self.output = nn.Linear(width, (config.vocabulary_size + config.num_sounds) * config.outputs_per_frame)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (log_probs (B, T', V), lengths (B,)) of features (B, T, M) with lengths (B,) in frames."""
+        """Return (log_probs (B, T', V + S), lengths (B,)) of features (B, T, M) with lengths (B,) in frames.
+
+        The V tokens' probabilities add up to 1, and so do those of the S sounds behind them.
+        """
         x = features.transpose(1, 2)  # (B, T, M) -> (B, M, T)
         for conv in self.convs:
             x = F.relu(conv(F.pad(x, (KERNEL - 1, 0))))
@@ -94,7 +101,7 @@ class AcousticModel(nn.Module):
         return self._classify(x), output_lengths
 
     def step(self, features: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Continue a stream: return (log_probs (B, T', V), state) of the next features (B, T, M), T a multiple of the subsampling.
+        """Continue a stream: return (log_probs (B, T', V + S), state) of the next features (B, T, M), T a multiple of the subsampling.
 
         The results of the pieces, put together, are those of the whole. Raises ValueError for a bidirectional model.
         """
@@ -117,10 +124,12 @@ class AcousticModel(nn.Module):
         return self._classify(x), new_state
 
     def _classify(self, x: Tensor) -> Tensor:
-        """Return log_probs (B, T', V) of the encoder's output (T'', B, C)."""
+        """Return log_probs (B, T', V + S) of the encoder's output (T'', B, C)."""
         x = F.dropout(self.norms[-1](x), self.config.dropout, self.training).transpose(0, 1)  # (T'', B, C) -> (B, T'', C)
-        logits = self.output(x).float()  # (B, T'', outputs_per_frame V)
-        return F.log_softmax(logits.reshape(x.shape[0], -1, self.config.vocabulary_size), dim=-1)
+        logits = self.output(x).float()  # (B, T'', outputs_per_frame (V + S))
+        sizes = [self.config.vocabulary_size, self.config.num_sounds] if self.config.num_sounds else [self.config.vocabulary_size]
+        parts = logits.reshape(x.shape[0], -1, sum(sizes)).split(sizes, dim=2)
+        return torch.cat([F.log_softmax(part, dim=-1) for part in parts], dim=2)
 
 
 class Recurrence(nn.Module):

@@ -51,7 +51,7 @@ def plot_recording(transcriber: Transcriber, waveform: np.ndarray, out: str | os
     hop_s = transcriber.features.hop_length / transcriber.features.sample_rate
     _draw_image(axes[1], features, start_s, hop_s, cmap="magma", vmin=-2.0, vmax=3.0)
     _label_mels(axes[1], transcriber)
-    _draw_image(axes[2], np.exp(log_probs[:, 1:]), start_s, transcriber.frame_s, cmap="Blues", vmin=0.0, vmax=1.0)
+    _draw_image(axes[2], np.exp(log_probs[:, 1 : len(transcriber.vocabulary)]), start_s, transcriber.frame_s, cmap="Blues", vmin=0.0, vmax=1.0)
     names = [token if token != " " else "space" for token in transcriber.vocabulary.tokens[1:]]
     axes[2].set_yticks(range(len(names)), names, fontsize=7)
     axes[2].set_ylabel("probability of tokens")

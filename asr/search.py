@@ -15,7 +15,7 @@ BLANK = 0
 NONE = -1
 UNKNOWN_ID, END_ID, START_STATE = 0, 2, 2  # as asr/lm.py has them
 
-# A prefix is a sequence of tokens, kept as its parent and one token more. What it says of words depends on its tokens alone.
+# A prefix is a sequence of tokens and, at its spaces, of the lexicon's entries they end, kept as its parent and one token more.
 PREFIX = np.dtype(
     [
         ("parent", np.int32),
@@ -27,9 +27,7 @@ PREFIX = np.dtype(
         ("word_length", np.int32),  # tokens of the unfinished word
         ("lm_state", np.int32),  # after the finished words
         ("hotword", np.int32),  # state of the hotwords' automaton
-        ("end_state", np.int32),  # lm_state if the word ends here, NONE if not asked yet
-        ("end_lm", np.float64),  # and what that adds to lm and bonus
-        ("end_bonus", np.float64),
+        ("entry", np.int32),  # of the lexicon, if the last token is the space after it, else NONE: words that sound alike part here
         ("lm", np.float64),  # ln p of the finished words
         ("bonus", np.float64),  # for finished words and hotwords
         ("outlook", np.float64),  # for the unfinished ones; taken back when they are finished
@@ -41,7 +39,8 @@ ENTRY = np.dtype(
     [("prefix", np.int32), ("blank", np.float64), ("token", np.float64), ("score", np.float64)], align=True
 )
 RESULT = np.dtype(
-    [("prefix", np.int32), ("acoustic", np.float64), ("lm", np.float64), ("score", np.float64)], align=True
+    [("prefix", np.int32), ("entry", np.int32), ("acoustic", np.float64), ("lm", np.float64), ("score", np.float64)],
+    align=True,
 )
 
 
@@ -54,7 +53,9 @@ class Scorer(NamedTuple):
     unknown_bonus: float  # for words outside the lexicon, -inf forbids them
     lexicon_first_child: Any
     lexicon_token: Any
-    lexicon_word: Any  # id of the word that ends at a node, NONE without
+    lexicon_first_entry: Any  # those of node n are first_entry[n] to first_entry[n + 1] - 1
+    lexicon_word: Any  # id of an entry's word in the language model
+    lexicon_bonus: Any  # of an entry, 0 or less if the language model does not know it
     lexicon_best: Any  # ln p of the most probable word that begins so
     lm_first_child: Any  # without model: of length 0
     lm_word: Any
@@ -81,9 +82,9 @@ class Work(NamedTuple):
 
     prefixes: Any  # (1 + T' * beam_size,) PREFIX
     beam: Any  # (beam_size,) ENTRY
-    candidates: Any  # (beam_size * V,) ENTRY: first the beam's own, then those with one token more
-    longer: Any  # (beam_size * V,) PREFIX: what each candidate would be as a prefix, if it is new
-    scores: Any  # (beam_size * V,)
+    candidates: Any  # (beam_size * (V + words alike),) ENTRY: first the beam's own, then those with one token more
+    longer: Any  # as many PREFIX: what each candidate would be as a prefix, if it is new
+    scores: Any  # as many
 
 
 def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results: Any) -> int:
@@ -101,9 +102,10 @@ def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results
         else:
             count = _extend_beam(log_probs[t], scorer, pruning, work, size)
             size, num_prefixes = _keep_best(pruning, work, size, count, num_prefixes)
+    count = 0
     for s in range(size):
-        _finish(work.prefixes, work.beam[s], scorer, results[s])
-    return size
+        count = _finish(work.prefixes, work.beam[s], scorer, results, count)
+    return count
 
 
 def _root(prefix: Any, scorer: Scorer) -> None:
@@ -118,7 +120,7 @@ def _root(prefix: Any, scorer: Scorer) -> None:
     prefix.hotword = (
         scorer.hotword_next[0, scorer.space] if scorer.space != NONE else 0
     )  # a text starts as after a space
-    prefix.end_state = NONE
+    prefix.entry = NONE
     prefix.lm = 0.0
     prefix.bonus = 0.0
     prefix.outlook = 0.0
@@ -150,18 +152,20 @@ def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size:
             log_prob = (entry.blank if token == prefix.token else entry.score) + frame[token]
             if log_prob == -math.inf:
                 continue
-            child = prefix.first_child
-            while child != NONE and work.prefixes[child].token != token:
-                child = work.prefixes[child].next_sibling
-            if child != NONE and work.prefixes[child].slot != NONE:
-                candidate = work.candidates[work.prefixes[child].slot]
-                candidate.token = _add(candidate.token, log_prob)
-            elif child != NONE or _lengthen(prefix, entry.prefix, token, scorer, work.longer[count]):
-                candidate = work.candidates[count]
-                candidate.prefix = child
-                candidate.blank = -math.inf
-                candidate.token = log_prob
-                count += 1
+            first, last = _entries(prefix, token, scorer)
+            for word_entry in range(first, last):
+                child = prefix.first_child
+                while child != NONE and (work.prefixes[child].token != token or work.prefixes[child].entry != word_entry):
+                    child = work.prefixes[child].next_sibling
+                if child != NONE and work.prefixes[child].slot != NONE:
+                    candidate = work.candidates[work.prefixes[child].slot]
+                    candidate.token = _add(candidate.token, log_prob)
+                elif child != NONE or _lengthen(prefix, entry.prefix, token, word_entry, scorer, work.longer[count]):
+                    candidate = work.candidates[count]
+                    candidate.prefix = child
+                    candidate.blank = -math.inf
+                    candidate.token = log_prob
+                    count += 1
     for c in range(count):
         candidate = work.candidates[c]
         prefix = work.longer[c] if candidate.prefix == NONE else work.prefixes[candidate.prefix]
@@ -224,13 +228,22 @@ def _kth_largest(values: Any, count: int, k: int) -> float:
     return float(values[k - 1])
 
 
-def _lengthen(old: Any, parent: int, token: int, scorer: Scorer, new: Any) -> bool:
-    """Make `new` the prefix `old` with one token more; False if it is forbidden."""
+def _entries(prefix: Any, token: int, scorer: Scorer) -> tuple[int, int]:
+    """Return the range of the lexicon's entries that `prefix` may end with before `token`; NONE alone where it ends none."""
+    if token == scorer.space and prefix.word_length > 0 and prefix.lexicon != NONE:
+        first, last = scorer.lexicon_first_entry[prefix.lexicon], scorer.lexicon_first_entry[prefix.lexicon + 1]
+        if first < last:
+            return first, last
+    return NONE, NONE + 1
+
+
+def _lengthen(old: Any, parent: int, token: int, entry: int, scorer: Scorer, new: Any) -> bool:
+    """Make `new` the prefix `old` with one token more, a space after the lexicon's `entry` perhaps; False if it is forbidden."""
     new.parent = parent
     new.token = token
+    new.entry = entry
     new.first_child = NONE
     new.slot = NONE
-    new.end_state = NONE
     new.lm_state = old.lm_state
     new.lm = old.lm
     new.bonus = old.bonus
@@ -240,10 +253,9 @@ def _lengthen(old: Any, parent: int, token: int, scorer: Scorer, new: Any) -> bo
         new.word_length = 0
         new.outlook = 0.0
         if old.word_length > 0:
-            _end_word(old, scorer)
-            new.lm_state = old.end_state
-            new.lm += old.end_lm
-            new.bonus += old.end_bonus
+            lm, bonus, new.lm_state = _end_word(old, entry, scorer)
+            new.lm += lm
+            new.bonus += bonus
     else:
         new.word_length = old.word_length + 1
         new.lexicon = _child(scorer.lexicon_first_child, scorer.lexicon_token, old.lexicon, token)
@@ -256,22 +268,21 @@ def _lengthen(old: Any, parent: int, token: int, scorer: Scorer, new: Any) -> bo
     return not forbidden
 
 
-def _end_word(prefix: Any, scorer: Scorer) -> None:
-    """Find out what it costs to end the last word of `prefix`, once."""
-    if prefix.end_state != NONE:
-        return
-    word = scorer.lexicon_word[prefix.lexicon] if prefix.lexicon != NONE else NONE
-    prefix.end_bonus = scorer.word_bonus
-    if word == NONE:
-        word = UNKNOWN_ID
+def _end_word(prefix: Any, entry: int, scorer: Scorer) -> tuple[float, float, int]:
+    """Return what it adds to lm and bonus to end the last word of `prefix` as the lexicon's `entry`, and the model's state after it."""
+    bonus = scorer.word_bonus
+    word, word_bonus = UNKNOWN_ID, scorer.unknown_bonus
+    if entry != NONE:
+        word, word_bonus = scorer.lexicon_word[entry], scorer.lexicon_bonus[entry]
+    if word_bonus != 0.0:
         # The automaton has matched the space before the word, the word, and goes on to match the space after it.
         after = scorer.hotword_next[prefix.hotword, scorer.space]
         if scorer.hotword_depth[after] < prefix.word_length + 2:
-            prefix.end_bonus += scorer.unknown_bonus
-    prefix.end_state = 0
-    prefix.end_lm = 0.0
-    if len(scorer.lm_word) > 0:
-        prefix.end_lm, prefix.end_state = _score_word(scorer, prefix.lm_state, word)
+            bonus += word_bonus
+    if len(scorer.lm_word) == 0:
+        return 0.0, bonus, 0
+    lm, state = _score_word(scorer, prefix.lm_state, word)
+    return lm, bonus, state
 
 
 def _score_word(scorer: Scorer, state: int, word: int) -> tuple[float, int]:
@@ -304,23 +315,28 @@ def _child(first_child: Any, labels: Any, node: int, label: int) -> int:
     return low if low < end and labels[low] == label else NONE
 
 
-def _finish(prefixes: Any, entry: Any, scorer: Scorer, result: Any) -> None:
-    """Score a prefix as a whole sentence."""
+def _finish(prefixes: Any, entry: Any, scorer: Scorer, results: Any, count: int) -> int:
+    """Score a prefix as a whole sentence, once for each word that its last one can be; append to the results and return their number."""
     prefix = prefixes[entry.prefix]
-    lm, bonus, state = prefix.lm, prefix.bonus, prefix.lm_state
-    if prefix.word_length > 0:
-        _end_word(prefix, scorer)
-        lm += prefix.end_lm
-        bonus += prefix.end_bonus
-        state = prefix.end_state
-        if scorer.space != NONE:
-            bonus += scorer.hotword_bonus[scorer.hotword_next[prefix.hotword, scorer.space]]
-    if len(scorer.lm_word) > 0:
-        lm += _score_word(scorer, state, END_ID)[0]
-    result.prefix = entry.prefix
-    result.acoustic = _add(entry.blank, entry.token)
-    result.lm = lm
-    result.score = result.acoustic + scorer.alpha * lm + bonus
+    first, last = _entries(prefix, scorer.space, scorer)
+    for word_entry in range(first, last):
+        lm, bonus, state = prefix.lm, prefix.bonus, prefix.lm_state
+        if prefix.word_length > 0:
+            word_lm, word_bonus, state = _end_word(prefix, word_entry, scorer)
+            lm += word_lm
+            bonus += word_bonus
+            if scorer.space != NONE:
+                bonus += scorer.hotword_bonus[scorer.hotword_next[prefix.hotword, scorer.space]]
+        if len(scorer.lm_word) > 0:
+            lm += _score_word(scorer, state, END_ID)[0]
+        result = results[count]
+        result.prefix = entry.prefix
+        result.entry = word_entry
+        result.acoustic = _add(entry.blank, entry.token)
+        result.lm = lm
+        result.score = result.acoustic + scorer.alpha * lm + bonus
+        count += 1
+    return count
 
 
 def align(log_probs: Any, tokens: Any, scores: Any, moves: Any, peaks: Any) -> int:

@@ -192,7 +192,7 @@ class _Steps:
         self._hop = features.hop_length
         self._held = np.zeros((0, features.num_mels), np.float32)  # fewer frames than make one of the encoder
         self._state: State | None = None
-        self._log_probs = np.zeros((0, network.vocabulary_size), np.float32)
+        self._log_probs = np.zeros((0, network.num_outputs), np.float32)
 
     def push(self, samples: np.ndarray, *, last: bool) -> None:
         self.num_samples += len(samples)

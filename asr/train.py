@@ -28,6 +28,8 @@ from torch.utils.data import DataLoader
 from asr.audio import SAMPLE_RATE, AudioError, load_audio
 from asr.augment import AugmentConfig, spec_augment
 from asr.checkpoint import (
+    G2P_NAME,
+    LEXICON_NAME,
     CheckpointError,
     copy_decoder,
     load_model_folder,
@@ -39,6 +41,9 @@ from asr.checkpoint import (
 from asr.ctc import collapse, ctc_loss, min_frames
 from asr.data import Batch, SpeechDataset, collate, epoch_batches, utterance_seed
 from asr.features import LogMel
+from asr.g2p import complete
+from asr.lexicon import Lexicon, read_lexicon, write_lexicon
+from asr.lm import load as load_lm
 from asr.logmel import FeatureConfig, num_frames
 from asr.manifest import Utterance, read_manifest
 from asr.model import AcousticModel, ModelConfig, output_length
@@ -64,6 +69,8 @@ class TrainingError(ValueError):
 class TrainConfig:
     """Everything a run depends on. Manifests are paths; the vocabulary is ENGLISH unless `vocabulary` gives its tokens.
 
+    sounds: tokens of a second vocabulary, in which the network learns to write the words' pronunciations beside their spellings, with a CTC
+    loss of their own; lexicon: the file that they are in, by default that of `init`.
     epochs: passes over the data, the last at a learning rate of almost zero. batch_s: seconds of audio a step, padding counted, over all
     processes. optimiser: "muon" for the weights of the convolutions and the recurrent layers, with AdamW for the rest, or "adamw" for all.
     accumulation: pieces a step's batch is cut into, to save memory. learning_rate: the peak, reached after warmup_epochs, then
@@ -76,6 +83,8 @@ class TrainConfig:
     train_manifests: tuple[str, ...]
     dev_manifests: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ENGLISH.tokens
+    sounds: tuple[str, ...] = ()
+    lexicon: str = ""
     features: FeatureConfig = field(default_factory=FeatureConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -121,6 +130,10 @@ class TrainConfig:
             raise TrainingError(f"model.num_mels: {self.model.num_mels} for features with {self.features.num_mels} mel bins")
         if self.model.vocabulary_size != len(self.vocabulary):
             raise TrainingError(f"model.vocabulary_size: {self.model.vocabulary_size} for {len(self.vocabulary)} tokens")
+        if self.model.num_sounds != len(self.sounds):
+            raise TrainingError(f"model.num_sounds: {self.model.num_sounds} for {len(self.sounds)} sounds")
+        if self.sounds and not (self.lexicon or self.init):
+            raise TrainingError("lexicon: expected a lexicon file, or a model to start from that has one, to learn pronunciations from")
 
 
 @dataclass(frozen=True)
@@ -155,6 +168,8 @@ class Run:
     config: TrainConfig
     run_dir: Path
     vocabulary: Vocabulary
+    sounds: Vocabulary | None
+    lexicon: Lexicon | None
     network: AcousticModel
     wrapped: Any  # the network, or DistributedDataParallel around it
     average: AcousticModel
@@ -232,13 +247,23 @@ def _process_group(config: TrainConfig) -> Iterator[tuple[int, int, torch.device
 
 def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world: int, device: torch.device) -> Run:
     vocabulary = Vocabulary(config.vocabulary)
+    sounds = Vocabulary(config.sounds) if config.sounds else None
     if not resume and any(run_dir.glob("state-*.pt")):
         raise TrainingError(f"{run_dir}: holds a run already; resume it, or choose another folder")
     train_utterances = _read_all(config.train_manifests)
+    lexicon = _read_lexicon(config, run_dir, train_utterances, resume=resume) if sounds else None
     _check_files([*train_utterances, *_read_all(config.dev_manifests)])
-    fastest_speeds = _fastest_speeds(train_utterances, vocabulary, config)
+    train_set = SpeechDataset(
+        train_utterances,
+        vocabulary,
+        lexicon=lexicon,
+        sounds=sounds,
+        augment=config.augment,
+        noises=[load_audio(path) for path in sorted(Path(config.noise_dir).rglob("*.wav"))] if config.noise_dir else [],
+    )
+    train_set.fastest_speeds = _fastest_speeds(train_set, config)
     torch.manual_seed(config.seed)
-    network = (AcousticModel(config.model) if resume else _initial_network(config, vocabulary)).to(device)
+    network = (AcousticModel(config.model) if resume else _initial_network(config, vocabulary, sounds)).to(device)
     optimisers = _optimisers(config, network)
     average = AcousticModel(config.model).to(device).eval().requires_grad_(False)
     average.load_state_dict(network.state_dict())
@@ -256,22 +281,25 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         if config.init and not resume and (folder := load_model_folder(config.init)).vocabulary == vocabulary:
             copy_decoder(folder, run_dir / "best")
         write_atomically(run_dir / "config.json", (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+        if lexicon is not None:
+            for folder_path in (run_dir, run_dir / "best"):
+                folder_path.mkdir(exist_ok=True)
+                write_lexicon(lexicon, folder_path / LEXICON_NAME)
         tensorboard = _tensorboard(run_dir, progress.step)
     wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network
-    noises = [load_audio(path) for path in sorted(Path(config.noise_dir).rglob("*.wav"))] if config.noise_dir else []
     return Run(
         config=config,
         run_dir=run_dir,
         vocabulary=vocabulary,
+        sounds=sounds,
+        lexicon=lexicon,
         network=network,
         wrapped=wrapped,
         average=average,
         log_mel=LogMel(config.features).to(device),
         optimisers=optimisers,
         scaler=scaler,
-        train_set=SpeechDataset(
-            train_utterances, vocabulary, augment=config.augment, noises=noises, fastest_speeds=fastest_speeds
-        ),
+        train_set=train_set,
         dev_sets=_read_dev_sets(config.dev_manifests, vocabulary),
         progress=progress,
         rank=rank,
@@ -301,6 +329,17 @@ def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim
     fused = config.device.startswith("cuda")
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=fused)
     return [*optimisers, adamw]
+
+
+def _read_lexicon(config: TrainConfig, run_dir: Path, utterances: Sequence[Utterance], *, resume: bool) -> Lexicon:
+    """Return the lexicon, with words of the utterances that it lacks as the model of letters and sounds beside it, if there is one, says them."""
+    source = run_dir if resume else Path(config.lexicon).parent if config.lexicon else load_model_folder(config.init).path
+    lexicon = read_lexicon(config.lexicon if config.lexicon and not resume else source / LEXICON_NAME)
+    words = {word for utterance in utterances for word in utterance.text.split()}
+    if (source / G2P_NAME).exists() and (missing := lexicon.missing(" ".join(words))):
+        lexicon = complete(lexicon, missing, load_lm(source / G2P_NAME))
+        logger.info("%d words that the lexicon lacks are pronounced by rule, such as %s", len(missing), ", ".join(f"{w} {lexicon.first[w]}" for w in missing[:5]))
+    return lexicon
 
 
 def _read_all(paths: Sequence[str]) -> list[Utterance]:
@@ -337,14 +376,14 @@ def _read_dev_sets(paths: Sequence[str], vocabulary: Vocabulary) -> dict[str, li
     return dev_sets
 
 
-def _fastest_speeds(utterances: Sequence[Utterance], vocabulary: Vocabulary, config: TrainConfig) -> list[float]:
+def _fastest_speeds(train_set: SpeechDataset, config: TrainConfig) -> list[float]:
     """Return by what factor each utterance may be sped up until its text needs more output frames than it has.
 
     Raises TrainingError naming the utterances whose text is empty or does not even fit at speed 1.
     """
     speeds, problems = [], []
-    for utterance in utterances:
-        needed = min_frames(vocabulary.encode(utterance.text))
+    for utterance, tokens, sounds in zip(train_set.utterances, train_set.tokens, train_set.sounds, strict=True):
+        needed = max(min_frames(tokens), min_frames(sounds))
         samples = utterance.duration * config.features.sample_rate
         frames = output_length(num_frames(int(samples), config.features), config.model)
         if not utterance.text or frames < needed:
@@ -361,20 +400,27 @@ def _fastest_speeds(utterances: Sequence[Utterance], vocabulary: Vocabulary, con
     return speeds
 
 
-def _initial_network(config: TrainConfig, vocabulary: Vocabulary) -> AcousticModel:
+def _initial_network(config: TrainConfig, vocabulary: Vocabulary, sounds: Vocabulary | None) -> AcousticModel:
+    """Return a new network, with the weights of config.init where it names one; its output layer for each vocabulary only if that is the same."""
     network = AcousticModel(config.model)
     if not config.init:
         return network
     folder = load_model_folder(config.init)
     source = load_network(folder)
-    if dataclasses.replace(source.config, dropout=0.0, vocabulary_size=1) != dataclasses.replace(
-        config.model, dropout=0.0, vocabulary_size=1
-    ) or folder.features != config.features:
+    encoders = [dataclasses.replace(model, dropout=0.0, vocabulary_size=1, num_sounds=0) for model in (source.config, config.model)]
+    if encoders[0] != encoders[1] or folder.features != config.features:
         raise TrainingError(f"init: the network or features of {folder.path} differ from this run's: {source.config}, {folder.features}")
-    weights = source.state_dict()
-    if folder.vocabulary != vocabulary:
-        logger.info("init: the vocabulary differs, the output layer starts anew")
-        weights |= {name: tensor for name, tensor in network.state_dict().items() if name.startswith("output.")}
+    weights, old = network.state_dict(), source.state_dict()
+    weights |= {name: tensor for name, tensor in old.items() if not name.startswith("output.")}
+    size, old_size = config.model.vocabulary_size, source.config.vocabulary_size
+    for name in ("output.weight", "output.bias"):
+        new_rows, old_rows = (w.unflatten(0, (config.model.outputs_per_frame, -1)) for w in (weights[name], old[name]))  # views
+        if folder.vocabulary == vocabulary:
+            new_rows[:, :size] = old_rows[:, :old_size]
+        if sounds is not None and folder.sounds == sounds:
+            new_rows[:, size:] = old_rows[:, old_size:]
+    if folder.vocabulary != vocabulary or (sounds is not None and folder.sounds != sounds):
+        logger.info("init: a vocabulary differs, its output layer starts anew")
     network.load_state_dict(weights)
     return network
 
@@ -454,7 +500,7 @@ def _take_steps(run: Run, loaded: Iterator[Batch], batches: Sequence[Sequence[in
 def _uniform_loss_per_s(config: TrainConfig) -> float:
     """Return the loss in nats a second of one path of a network to which all tokens are equally probable: a bound on that of all paths."""
     frames_per_s = config.features.sample_rate / config.features.hop_length / config.model.subsampling * config.model.outputs_per_frame
-    return frames_per_s * math.log(len(config.vocabulary))
+    return frames_per_s * math.log(len(config.vocabulary) * max(config.model.num_sounds, 1))
 
 
 def _piece_keys(batch: Sequence[int], run: Run, piece: int) -> list[tuple[int, int]]:
@@ -505,23 +551,27 @@ def _step(run: Run, pieces: Sequence[Batch], *, num_utterances: int, num_tokens:
 
 
 def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
-    """Return the summed CTC loss of a piece, with consistency regularisation if it is on.
+    """Return the summed CTC loss of a piece, that of the pronunciations included, with consistency regularisation if it is on.
 
     CR-CTC: the CTC loss averaged over two views of each utterance under different masks, plus `consistency` times the symmetric KL
     divergence between their frames' distributions, each pulled towards the other held fixed.
     """
     config = run.config
     features, lengths = run.log_mel(batch.waveforms.to(run.device, non_blocking=True), batch.waveform_lengths.to(run.device))
-    tokens, token_lengths = batch.tokens.to(run.device), batch.token_lengths.to(run.device)
+    targets = [x.to(run.device) for x in (batch.tokens, batch.token_lengths, batch.sounds, batch.sound_lengths)]
     names, views = batch.names, 1
     if config.consistency:
         views, names = 2, names * 2
-        features, lengths, tokens, token_lengths = (torch.cat([x, x]) for x in (features, lengths, tokens, token_lengths))
+        features, lengths, *targets = (torch.cat([x, x]) for x in (features, lengths, *targets))
     features = spec_augment(features, lengths.cpu(), config.augment, rng=rng, scale=2.5 if config.consistency else 1.0)
     dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
         log_probs, output_lengths = run.wrapped(features, lengths)
-    loss = ctc_loss(log_probs, output_lengths, tokens, token_lengths=token_lengths, names=names).sum() / views
+    tokens, token_lengths, sounds, sound_lengths = targets
+    size = config.model.vocabulary_size
+    loss = ctc_loss(log_probs[..., :size], output_lengths, tokens, token_lengths=token_lengths, names=names).sum() / views
+    if config.sounds:
+        loss = loss + ctc_loss(log_probs[..., size:], output_lengths, sounds, token_lengths=sound_lengths, names=names).sum() / views
     if config.consistency:
         first, second = log_probs.chunk(2)  # (2 B, T', V) -> 2 x (B, T', V)
         inside = torch.arange(first.shape[1], device=first.device)[None, :] < output_lengths.chunk(2)[0][:, None]
@@ -588,7 +638,8 @@ def validate(run: Run, utterances: Sequence[Utterance]) -> ErrorCounts:
             features, lengths = run.log_mel(batch.waveforms.to(run.device), batch.waveform_lengths.to(run.device))
             log_probs, lengths = run.average(features, lengths)
         for row, length, utterance in zip(log_probs.cpu().numpy(), lengths.tolist(), dataset.utterances, strict=True):
-            total += count_word_errors(utterance.text, run.vocabulary.decode(collapse(row[:length].argmax(axis=-1).tolist())))
+            path = row[:length, : len(run.vocabulary)].argmax(axis=-1)
+            total += count_word_errors(utterance.text, run.vocabulary.decode(collapse(path.tolist())))
     return total
 
 
@@ -613,9 +664,8 @@ def _save_best(run: Run, dev_wer: Mapping[str, float] | None = None) -> None:
         f" {config.model.num_layers} x {config.model.hidden_size}, {num_parameters:,} parameters, trained on {hours:.2f} hours"
         f" for {progress.epoch} epochs ({progress.step} steps, seed {config.seed}).\n{table}"
     )
-    save_model_folder(
-        run.run_dir / "best", run.average, features=config.features, vocabulary=run.vocabulary, info=info, card=card
-    )
+    best = run.run_dir / "best"
+    save_model_folder(best, run.average, features=config.features, vocabulary=run.vocabulary, sounds=run.sounds, info=info, card=card)
 
 
 # --- state and logs ---------------------------------------------------------------------------------------------------------------
@@ -623,7 +673,7 @@ def _save_best(run: Run, dev_wer: Mapping[str, float] | None = None) -> None:
 
 def _identity(config: TrainConfig) -> str:
     """The config without what may change between a run and its continuation."""
-    free = ("device", "num_workers", "num_threads", "save_minutes", "patience", "init", "noise_dir", "train_manifests", "dev_manifests")
+    free = ("device", "num_workers", "num_threads", "save_minutes", "patience", "init", "noise_dir", "train_manifests", "dev_manifests", "lexicon")
     return json.dumps({k: v for k, v in dataclasses.asdict(config).items() if k not in free}, sort_keys=True)
 
 

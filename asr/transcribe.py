@@ -17,14 +17,24 @@ from typing import Any, TypeVar
 import numpy as np
 
 from asr.audio import SAMPLE_RATE, AudioError, AudioSource, as_waveform, read_blocks
-from asr.checkpoint import DECODER_NAME, LM_NAME, CheckpointError, ModelFolder, load_model_folder
+from asr.checkpoint import (
+    DECODER_NAME,
+    G2P_NAME,
+    LEXICON_NAME,
+    LM_NAME,
+    CheckpointError,
+    ModelFolder,
+    load_model_folder,
+)
 from asr.ctc import forced_align
 from asr.decoder import DecoderConfig, decode
 from asr.encoder import load_encoder
+from asr.g2p import complete
+from asr.lexicon import Lexicon, read_lexicon
 from asr.lm import LanguageModel
 from asr.lm import load as load_lm
 from asr.logmel import FeatureConfig, log_mel
-from asr.text import normalise
+from asr.text import Vocabulary, normalise
 from asr.transcript import Segment, Transcript, Word
 from asr.vad import Vad, mark_silence
 
@@ -73,6 +83,8 @@ class Transcriber:
         self.hotwords = dict(hotwords or {})
         self.vad: Vad = vad
         self.lm = folder_lm(folder) if self.decoder.method == "beam" else None
+        self.lexicon = folder_lexicon(folder, " ".join(self.hotwords).split()) if self.lm is not None else None
+        self.sounds = folder.sounds
         self._encode = load_encoder(folder, num_threads)
 
     def transcribe(self, source: AudioSource | np.ndarray, sample_rate: int = SAMPLE_RATE) -> Transcript:
@@ -128,7 +140,8 @@ class Transcriber:
         The text is normalised; the transcript has one segment. Raises AudioError, TextError for characters that the model cannot write, and
         CTCError where the text does not fit into the audio.
         """
-        tokens = self.vocabulary.encode(normalise(text))
+        text = normalise(text)
+        tokens = self.vocabulary.encode(text)
         frames: list[np.ndarray] = []
         starts: list[np.ndarray] = []  # in seconds, of each output frame
         num_samples = 0
@@ -138,10 +151,10 @@ class Transcriber:
                 frames.append(log_probs)
                 starts.append(num_samples / SAMPLE_RATE + self.frame_s * np.arange(len(log_probs)))
                 num_samples += len(waveform)
-        log_probs, times = np.concatenate(frames), np.append(np.concatenate(starts), num_samples / SAMPLE_RATE)
+        log_probs, times = np.concatenate(frames)[:, : len(self.vocabulary)], np.append(np.concatenate(starts), num_samples / SAMPLE_RATE)
         spans = forced_align(log_probs, tokens)
         peaks = tuple(start + int(log_probs[start:end, token].argmax()) for token, (start, end) in zip(tokens, spans, strict=True))
-        words = tuple(self._words(tuple(tokens), peaks, log_probs, times))
+        words = tuple(self._words(text, tuple(tokens), peaks, log_probs, times, self.vocabulary))
         duration_s = num_samples / SAMPLE_RATE
         return join([make_segment(0, 0.0, duration_s, words)], self.name)
 
@@ -154,7 +167,7 @@ class Transcriber:
         return [join(found, self.name) for found in segments]
 
     def log_probs(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return log-probabilities (T', V) per waveform (N,), in their order; similar lengths are encoded together."""
+        """Return log-probabilities (T', V + S) per waveform (N,), in their order; similar lengths are encoded together."""
         features = [log_mel(waveform, self.features) for waveform in waveforms]
         results: list[np.ndarray] = [np.empty(0)] * len(features)
         frames_at_once = BATCH_S * self.features.sample_rate / self.features.hop_length
@@ -178,25 +191,30 @@ class Transcriber:
         return [x[:length] for x, length in zip(log_probs, output_lengths, strict=True)]
 
     def recognise(self, log_probs: np.ndarray, number: int, start_s: float, duration_s: float) -> Segment:
-        """Return segment `number`, decoded from log_probs (T', V), which begins at start_s and lasts duration_s seconds."""
-        hypothesis = decode(log_probs, self.vocabulary, self.decoder, lm=self.lm, hotwords=self.hotwords)
+        """Return segment `number`, decoded from log_probs (T', V + S), which begins at start_s and lasts duration_s seconds."""
+        hypothesis = decode(
+            log_probs, self.vocabulary, self.decoder, lm=self.lm, lexicon=self.lexicon, sounds=self.sounds, hotwords=self.hotwords
+        )
+        vocabulary = self.vocabulary
+        if self.lexicon is not None and self.sounds is not None:
+            vocabulary, log_probs = self.sounds, log_probs[:, len(self.vocabulary) :]
         times = np.minimum(start_s + self.frame_s * np.arange(len(log_probs) + 1), start_s + duration_s)
-        words = tuple(self._words(hypothesis.tokens, hypothesis.frames, log_probs, times))
+        words = tuple(self._words(hypothesis.text, hypothesis.tokens, hypothesis.frames, log_probs, times, vocabulary))
         return make_segment(number, start_s, start_s + duration_s, words)
 
-    def _words(self, tokens: Sequence[int], frames: Sequence[int], log_probs: np.ndarray, times: np.ndarray) -> Iterator[Word]:
-        """Group tokens to words at the spaces.
+    def _words(
+        self, text: str, tokens: Sequence[int], frames: Sequence[int], log_probs: np.ndarray, times: np.ndarray, vocabulary: Vocabulary
+    ) -> Iterator[Word]:
+        """Yield the words of `text`, the times of each from its tokens between the spaces.
 
         times (T' + 1,): seconds of the start of each frame, and of the end.
         """
-        space = self.vocabulary.tokens.index(" ")
-        spelled = zip(tokens, frames, strict=True)
-        for is_space, group in groupby(spelled, key=lambda token_frame: token_frame[0] == space):
-            if is_space:
-                continue
+        space = vocabulary.tokens.index(" ")
+        grouped = groupby(zip(tokens, frames, strict=True), key=lambda token_frame: token_frame[0] == space)
+        for word, group in zip(text.split(), (group for is_space, group in grouped if not is_space), strict=True):
             letters, peaks = zip(*group, strict=True)
             yield Word(
-                word=self.vocabulary.decode(letters),
+                word=word,
                 start=round(float(times[peaks[0]]), 3),
                 end=round(float(times[peaks[-1] + 1]), 3),
                 confidence=round(self.decoder.confidence(float(np.mean(log_probs[list(peaks), list(letters)]))), 4),
@@ -227,6 +245,21 @@ def folder_lm(folder: ModelFolder) -> LanguageModel | None:
     """Return the language model of a model folder, if it has one. Raises LanguageModelError."""
     path = folder.path / LM_NAME
     return load_lm(path) if path.exists() else None
+
+
+def folder_lexicon(folder: ModelFolder, words: Iterable[str] = ()) -> Lexicon | None:
+    """Return the lexicon of a model folder whose network writes pronunciations, if it has one, with `words` that it lacks as its G2P says them.
+
+    Raises LexiconError, G2PError and CheckpointError.
+    """
+    path = folder.path / LEXICON_NAME
+    if folder.sounds is None or not path.exists():
+        return None
+    lexicon = read_lexicon(path)
+    if foreign := set(lexicon.sounds.tokens).difference(folder.sounds.tokens):
+        raise CheckpointError(f"{path}: sounds that the network does not write: {' '.join(sorted(foreign))}; it writes {' '.join(folder.sounds.tokens[2:])}")
+    g2p = folder.path / G2P_NAME
+    return complete(lexicon, words, load_lm(g2p)) if lexicon.missing(" ".join(words)) and g2p.exists() else lexicon
 
 
 def cut(blocks: Iterable[np.ndarray], vad: Vad) -> Iterator[Piece]:

@@ -17,10 +17,10 @@ from asr.checkpoint import LM_NAME, load_model_folder
 from asr.decoder import DecoderConfig, DecoderError, decode
 from asr.manifest import read_manifest, read_utterance
 from asr.text import normalise
-from asr.transcribe import Transcriber, folder_lm
+from asr.transcribe import Transcriber, folder_lexicon, folder_lm
 from asr.wer import ErrorCounts, align_words, count_word_errors, expected_calibration_error
 
-ALPHA, BETA, UNKNOWN_PENALTY = (0.2, 1.4), (0.0, 4.0), (4.0, 25.0)  # what is drawn from, uniformly
+ALPHA, BETA, UNKNOWN_PENALTY, SPELLING_WEIGHT = (0.2, 1.4), (0.0, 4.0), (4.0, 25.0), (0.0, 0.7)  # what is drawn from, uniformly
 MIN_WORDS = 50  # fewer say nothing about confidence
 
 
@@ -62,18 +62,21 @@ def tune(
     log_probs = transcriber.log_probs([read_utterance(utterance) for utterance in utterances])
     references = [normalise(utterance.text) for utterance in utterances]
     rng = np.random.default_rng(seed)
+    lexicon = folder_lexicon(folder)
+    drawn = {"alpha": ALPHA, "beta": BETA} | ({"unknown_penalty": UNKNOWN_PENALTY} if lexicon is None else {"spelling_weight": SPELLING_WEIGHT})
     configs = [DecoderConfig()]
     for _ in range(num_trials):
-        alpha, beta, penalty = (round(float(rng.uniform(*limits)), 3) for limits in (ALPHA, BETA, UNKNOWN_PENALTY))
-        configs.append(DecoderConfig("beam", beam_size, alpha, beta, penalty))
+        values = {name: round(float(rng.uniform(*limits)), 3) for name, limits in drawn.items()}
+        configs.append(DecoderConfig("beam", beam_size, **values))
     trials = []
     for config in configs:
         counts = ErrorCounts()
         for reference, array in zip(references, log_probs, strict=True):
-            counts += count_word_errors(reference, decode(array, folder.vocabulary, config, lm=lm).text)
+            found = decode(array, folder.vocabulary, config, lm=lm, lexicon=lexicon, sounds=folder.sounds)
+            counts += count_word_errors(reference, found.text)
         trials.append(Trial(config, counts.rate))
     trials.sort(key=lambda trial: -trial.wer)
-    transcriber.decoder, transcriber.lm = trials[-1].config, lm
+    transcriber.decoder, transcriber.lm, transcriber.lexicon = trials[-1].config, lm, lexicon
     scored = [_scored_words(transcriber, array, reference) for array, reference in zip(log_probs, references, strict=True)]
     config, error = _calibrated(trials[-1].config, scored)
     return Tuning(tuple(trials), config, error)

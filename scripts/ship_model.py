@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 
 from asr.checkpoint import (
+    G2P_NAME,
+    LEXICON_NAME,
     LM_NAME,
     MODELS_DIR,
     load_model_folder,
@@ -17,6 +19,7 @@ from asr.checkpoint import (
 )
 from asr.decoder import DecoderConfig
 from asr.evaluate import evaluate_manifest, results_table
+from asr.lexicon import read_lexicon, write_lexicon
 from asr.lm import load, save
 from asr.transcribe import Transcriber
 from asr.tune import tune
@@ -72,6 +75,8 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="model folder, such as runs/english/best")
     parser.add_argument("manifests", type=Path, nargs="+", help="dev manifests")
     parser.add_argument("--lm", type=Path, required=True, help="language model written by `asr lm train`")
+    parser.add_argument("--lexicon", type=Path, help="for a network that writes pronunciations: written by recipes/english/lexicon.py")
+    parser.add_argument("--g2p", type=Path, help="the model of letters and sounds that it wrote too")
     parser.add_argument("--tune", type=Path, nargs="+", required=True, help="dev manifests to tune the decoder on")
     parser.add_argument("--trials", type=int, default=60, help="decoder settings to try (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=MODELS_DIR / "english", help="default: %(default)s")
@@ -82,11 +87,15 @@ def main() -> None:
 
     def write(card: str) -> None:
         save_model_folder(
-            arguments.out, network, features=folder.features, vocabulary=folder.vocabulary, info=folder.info, card=card
+            arguments.out, network, features=folder.features, vocabulary=folder.vocabulary, sounds=folder.sounds, info=folder.info, card=card
         )
 
     write("")
     save(lm, arguments.out / LM_NAME)
+    if arguments.lexicon:
+        write_lexicon(read_lexicon(arguments.lexicon), arguments.out / LEXICON_NAME)
+    if arguments.g2p:
+        save(load(arguments.g2p), arguments.out / G2P_NAME)
     tuning = tune(arguments.out, arguments.tune, num_trials=arguments.trials)
     save_decoder_settings(arguments.out, tuning.settings)
     tables = {}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from asr.ctc import collapse, forced_align
-from asr.decoder import DecoderError, beam_search, greedy_decode
+from asr.decoder import DecoderConfig, DecoderError, beam_search, decode, greedy_decode
+from asr.lexicon import Lexicon
 from asr.lm import LanguageModel, train
 from asr.text import BLANK, ENGLISH, Vocabulary
 
@@ -77,7 +78,7 @@ CASES: dict[str, dict] = {
     "acoustic": {},
     "model": {"model": MODEL, "alpha": 0.8, "beta": 0.7, "unknown_penalty": 1.5},
     "lexicon": {"lexicon": ["a", "ab", "aba"]},
-    "model and lexicon": {"model": MODEL, "alpha": 0.5, "beta": 2.0, "lexicon": ["a", "ab", "aba"]},
+    "model and lexicon": {"model": MODEL, "alpha": 0.5, "beta": 2.0, "unknown_penalty": 1.5, "lexicon": ["a", "ab", "aba"]},
     "hotwords": {"hotwords": {"ab": 1.5, "b a": 2.0, "a": 0.5, "a ab a": 3.0}},
     "model and hotwords": {
         "model": MODEL,
@@ -99,6 +100,56 @@ def test_beam_search_with_a_wide_beam_equals_the_sum_over_all_paths(seed: int, c
     found = {hypothesis.text: hypothesis.score for hypothesis in beam_search(log_probs, SMALL, **EXACT, **settings)}
     assert found.keys() == expected.keys()
     assert all(found[text] == pytest.approx(expected[text], abs=1e-5) for text in expected)
+
+
+ALIKE = Lexicon(("a", "ab", "ba", "b", "a"), ("a", "b", "b", "ab", "aa"))  # "a" is said in two ways; "ab" and "ba" sound alike
+
+
+def readings(sound: str) -> list[str]:
+    return [word for word, pronunciation in zip(ALIKE.words, ALIKE.pronunciations, strict=True) if pronunciation == sound]
+
+
+@pytest.mark.parametrize("hotwords", [{}, {"b": 1.5, "a b": 2.0}])
+@pytest.mark.parametrize("seed", range(12))
+def test_words_are_found_by_how_they_sound_and_those_that_sound_alike_by_the_model(seed: int, hotwords: dict[str, float]) -> None:
+    rng = np.random.default_rng(seed)
+    log_probs = random_log_probs(rng, int(rng.integers(1, 6)), 4)
+    expected: dict[str, float] = {}
+    for tokens, score in all_prefixes(log_probs).items():
+        heard = "".join(SMALL.tokens[token] for token in tokens).split()
+        for words in itertools.product(*map(readings, heard)):
+            text = " ".join(words)
+            total = score + 0.8 * float(MODEL.score_sentences([text])[0]) + 0.7 * len(words)
+            total += sum(weight * occurrences(phrase, " ".join(heard)) for phrase, weight in hotwords.items())  # hotwords of sounds
+            expected[text] = max(total, expected.get(text, -np.inf))
+    settings = {"lm": MODEL, "alpha": 0.8, "beta": 0.7, "lexicon": ALIKE, "hotwords": hotwords}
+    found = {hypothesis.text: hypothesis.score for hypothesis in beam_search(log_probs, SMALL, **EXACT, **settings)}
+    assert found.keys() == expected.keys()
+    assert all(found[text] == pytest.approx(expected[text], abs=1e-5) for text in expected)
+
+
+def clear(path: str, vocabulary: Vocabulary) -> np.ndarray:
+    """Log-probabilities of a network that has no doubt of a path; an underscore is a blank."""
+    log_probs = np.full((len(path), len(vocabulary)), np.log(0.01), np.float32)
+    for row, token in zip(log_probs, path, strict=True):
+        row[0 if token == "_" else vocabulary.encode(token)[0]] = np.log(1 - 0.01 * (len(vocabulary) - 1))
+    return log_probs
+
+
+@pytest.mark.parametrize(("word", "letters"), [("read", "r_e_a_d_"), ("red", "r_e_d___")])
+def test_spelling_decides_between_words_that_sound_alike(word: str, letters: str) -> None:
+    lexicon = Lexicon(("read", "red"), ("rEd", "rEd"))
+    both = np.concatenate([clear(letters, ENGLISH), clear("r_E_d___", lexicon.sounds)], axis=1)
+    settings = {"lm": train(["red", "read"], order=2), "lexicon": lexicon, "sounds": lexicon.sounds}
+    found = decode(both, ENGLISH, DecoderConfig("beam", spelling_weight=0.5), **settings)
+    assert (found.text, lexicon.sounds.decode(found.tokens)) == (word, "rEd")
+    assert decode(both, ENGLISH, DecoderConfig(), **settings).text == word
+
+
+def test_a_hotword_without_pronunciation_is_an_error_that_names_it() -> None:
+    log_probs = np.log(np.full((5, len(ENGLISH) + len(ALIKE.sounds)), 0.02, np.float32))
+    with pytest.raises(DecoderError, match="'vercingetorix'"):
+        decode(log_probs, ENGLISH, DecoderConfig("beam"), lm=MODEL, lexicon=ALIKE, sounds=ALIKE.sounds, hotwords={"vercingetorix": 8.0})
 
 
 def test_a_vocabulary_without_a_space_writes_one_word() -> None:

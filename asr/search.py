@@ -75,6 +75,7 @@ class Pruning(NamedTuple):
     beam_threshold: float  # prefixes that score so much less than the best
     token_threshold: float  # tokens with a smaller log-probability
     blank_threshold: float  # every token beside a blank with a greater log-probability
+    recombine: bool  # prefixes worse than another whose future is the same: enough for the best, not for the next best
 
 
 class Work(NamedTuple):
@@ -85,6 +86,8 @@ class Work(NamedTuple):
     candidates: Any  # (beam_size * (V + words alike),) ENTRY: first the beam's own, then those with one token more
     longer: Any  # as many PREFIX: what each candidate would be as a prefix, if it is new
     scores: Any  # as many
+    table: Any  # (2 ** k,), twice as many at least: candidates by a hash of what their future depends on
+    frame: Any  # (2 ** k,): in which frame each was entered
 
 
 def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results: Any) -> int:
@@ -101,6 +104,8 @@ def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results
                 work.beam[s].token = -math.inf
         else:
             count = _extend_beam(log_probs[t], scorer, pruning, work, size)
+            if pruning.recombine:
+                _recombine(work, count, t)
             size, num_prefixes = _keep_best(pruning, work, size, count, num_prefixes)
     count = 0
     for s in range(size):
@@ -172,6 +177,35 @@ def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size:
         acoustic = _add(candidate.blank, candidate.token)
         candidate.score = acoustic + scorer.alpha * prefix.lm + prefix.bonus + prefix.outlook
     return count
+
+
+def _recombine(work: Work, count: int, frame: int) -> None:
+    """Give up candidates that another one with the same future is better than, whichever way both go on."""
+    mask = len(work.table) - 1
+    for c in range(count):
+        candidate = work.candidates[c]
+        prefix = work.longer[c] if candidate.prefix == NONE else work.prefixes[candidate.prefix]
+        h = (((prefix.lm_state * 31 + prefix.lexicon) * 31 + prefix.token) * 31 + prefix.hotword) * 31 + prefix.word_length
+        h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & mask
+        while work.frame[h] == frame:
+            other = work.candidates[work.table[h]]
+            rival = work.longer[work.table[h]] if other.prefix == NONE else work.prefixes[other.prefix]
+            if (
+                rival.lm_state == prefix.lm_state
+                and rival.lexicon == prefix.lexicon
+                and rival.token == prefix.token
+                and rival.hotword == prefix.hotword
+                and rival.word_length == prefix.word_length
+            ):
+                if candidate.score > other.score:
+                    work.table[h] = c
+                    candidate, other = other, candidate
+                candidate.score = -math.inf
+                break
+            h = (h + 1) & mask
+        else:
+            work.frame[h] = frame
+            work.table[h] = c
 
 
 def _keep_best(pruning: Pruning, work: Work, size: int, count: int, num_prefixes: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from asr.text import normalise
 from asr.transcribe import Transcriber, folder_lexicon, folder_lm
 from asr.wer import ErrorCounts, align_words, count_word_errors, expected_calibration_error
 
-ALPHA, BETA, UNKNOWN_PENALTY, SPELLING_WEIGHT = (0.2, 1.4), (0.0, 4.0), (4.0, 25.0), (0.0, 0.7)  # what is drawn from, uniformly
+ALPHA, BETA, UNKNOWN_PENALTY = (0.2, 1.4), (0.0, 4.0), (4.0, 25.0)  # what is drawn from, uniformly
 MIN_WORDS = 50  # fewer say nothing about confidence
 
 
@@ -63,11 +63,10 @@ def tune(
     references = [normalise(utterance.text) for utterance in utterances]
     rng = np.random.default_rng(seed)
     lexicon = folder_lexicon(folder)
-    drawn = {"alpha": ALPHA, "beta": BETA} | ({"unknown_penalty": UNKNOWN_PENALTY} if lexicon is None else {"spelling_weight": SPELLING_WEIGHT})
     configs = [DecoderConfig()]
     for _ in range(num_trials):
-        values = {name: round(float(rng.uniform(*limits)), 3) for name, limits in drawn.items()}
-        configs.append(DecoderConfig("beam", beam_size, **values))
+        alpha, beta, penalty = (round(float(rng.uniform(*limits)), 3) for limits in (ALPHA, BETA, UNKNOWN_PENALTY))
+        configs.append(DecoderConfig("beam", beam_size, alpha, beta, penalty))
     trials = []
     for config in configs:
         counts = ErrorCounts()

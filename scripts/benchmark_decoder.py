@@ -1,4 +1,5 @@
-"""Measure the decoder of a model with a language model on dev manifests, beside ctc-beam-decoder, and print a Markdown report.
+"""Measure the decoder of a model with a language model on dev manifests, beside ctc-beam-decoder, which spells, and the flashlight decoder of
+torchaudio, which like ours looks for words as they sound, and print a Markdown report.
 
 One process on one core; times are CPU times. Nothing is fitted here: weights and calibration are the model folder's.
 """
@@ -6,6 +7,7 @@ One process on one core; times are CPU times. Nothing is fitted here: weights an
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import math
 import os
@@ -15,7 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from asr.audio import SAMPLE_RATE
 from asr.checkpoint import find_model
 from asr.ctc import collapse
 from asr.decoder import DecoderConfig, beam_search, decode
+from asr.lexicon import Lexicon
 from asr.lm import LN_10, LanguageModel, train, write_arpa
 from asr.manifest import read_manifest, read_utterance
 from asr.text import BLANK, Vocabulary, normalise
@@ -41,7 +44,7 @@ from asr.wer import (
     reliability,
 )
 
-PEER = "ctc-beam-decoder"
+PEER, LEXICON_PEER = "ctc-beam-decoder", "flashlight"
 SMALL = Vocabulary((BLANK, " ", "a", "b"))
 MAX_FRAMES = 5  # 4 ** 5 paths of the small cases can be listed
 EXACT: dict[str, Any] = {
@@ -56,6 +59,8 @@ NUM_SMALL_MODELS = 20
 BEAM_SIZES = (10, 30, 100)
 AGREEMENT_BEAM = 100
 OUR_THRESHOLDS = {"beam_prune_logp": -15.0, "token_min_logp": -6.0}  # beam_search's defaults, in the peer's names
+WIDE_THRESHOLDS = {"beam_prune_logp": -20.0, "token_min_logp": -9.0}
+AGREEMENT_BEAMS = ((100, OUR_THRESHOLDS, 100), (400, WIDE_THRESHOLDS, 100))  # ours, flashlight's
 NUM_HOTWORDS, HOTWORD_WEIGHT = 1000, 8.0
 PEER_UTTERANCES = 10  # with so many phrases it is slow
 CLOSE_S = 0.040
@@ -64,12 +69,12 @@ import sys, time
 import numpy as np
 from asr.checkpoint import load_model_folder
 from asr.decoder import decode
-from asr.transcribe import folder_decoder, folder_lm
+from asr.transcribe import folder_decoder, folder_lexicon, folder_lm
 folder, log_probs = load_model_folder(sys.argv[1]), np.load(sys.argv[2])
 start = time.process_time()
-lm = folder_lm(folder)
+lm, lexicon = folder_lm(folder), folder_lexicon(folder)
 loaded = time.process_time()
-decode(log_probs, folder.vocabulary, folder_decoder(folder), lm=lm)
+decode(log_probs, folder.vocabulary, folder_decoder(folder), lm=lm, lexicon=lexicon, sounds=folder.sounds)
 print(loaded - start, time.process_time() - loaded)
 """
 
@@ -106,7 +111,10 @@ def main() -> int:
         print(text, flush=True)
         if peer is not None:
             print(agreement(transcriber, [*dev, *unseen], peer=peer), flush=True)
-        print(speed(transcriber, dev[0], peer=peer, num_runs=arguments.runs), flush=True)
+        flashlight = load_flashlight(transcriber, Path(folder))
+        if flashlight is not None:
+            print(flashlight_agreement(transcriber, [*dev, *unseen], flashlight), flush=True)
+        print(speed(transcriber, dev[0], peer=peer, flashlight=flashlight, num_runs=arguments.runs), flush=True)
         print(hotword_cost(transcriber, dev[0], peer=peer, num_runs=arguments.runs, seed=arguments.seed), flush=True)
         print(start_up(arguments.model, dev[0], folder=Path(folder), num_runs=arguments.runs), flush=True)
     print(gain(transcriber, dev, unseen=unseen, seed=arguments.seed), flush=True)
@@ -265,7 +273,8 @@ def agreement(transcriber: Transcriber, sets: Sequence[DevSet], *, peer: Any) ->
     """Compare the best texts and, where they differ, the score that beam_search's definition gives to each."""
     log_probs = [x for one in sets for x in one.log_probs]
     config = replace(transcriber.decoder, beam_size=AGREEMENT_BEAM)
-    ours = [our_text(transcriber, x, config=config) for x in log_probs]
+    log_probs = [np.ascontiguousarray(x[:, : len(transcriber.vocabulary)]) for x in log_probs]
+    ours = [our_text(transcriber, x, config=config, spelled=True) for x in log_probs]
     listed = [peer.decode_beams(x, beam_width=AGREEMENT_BEAM, **OUR_THRESHOLDS) for x in log_probs]
     best = [beams[0] if beams else ("", None, [], 0.0, 0.0) for beams in listed]
     decoded = [peer.decode(x, beam_width=AGREEMENT_BEAM) for x in log_probs]
@@ -294,8 +303,11 @@ def our_text(
     *,
     config: DecoderConfig,
     hotwords: Mapping[str, float] | None = None,
+    spelled: bool = False,
 ) -> str:
-    return decode(log_probs, transcriber.vocabulary, config, lm=transcriber.lm, hotwords=hotwords).text
+    """Return the best text. spelled: by its letters, even where the model has a lexicon."""
+    lexicon = None if spelled else transcriber.lexicon
+    return decode(log_probs, transcriber.vocabulary, config, lm=transcriber.lm, lexicon=lexicon, sounds=transcriber.sounds, hotwords=hotwords).text
 
 
 def lead(transcriber: Transcriber, log_probs: np.ndarray, *, ours: str, theirs: str) -> float:
@@ -315,6 +327,91 @@ def log_likelihood(log_probs: np.ndarray, tokens: Sequence[int]) -> float:
     return -float(F.ctc_loss(frames, torch.tensor([tokens], dtype=torch.int64), *lengths, reduction="sum"))
 
 
+# --- the peer with a lexicon -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flashlight:
+    """torchaudio's flashlight decoder with our lexicon, language model and weights, made anew for each beam."""
+
+    settings: Mapping[str, Any]
+    lexicon: Lexicon  # without words that the language model does not know
+    decoders: dict[int, Any] = field(default_factory=dict)
+
+    def decode(self, sounds: np.ndarray, *, beam_size: int) -> tuple[str, list[int]]:
+        """Return the best text of log-probabilities (T', S) and the sounds of its path, collapsed."""
+        import torch
+        from torchaudio.models.decoder import ctc_decoder
+
+        if beam_size not in self.decoders:
+            self.decoders[beam_size] = ctc_decoder(beam_size=beam_size, **self.settings)
+        best = self.decoders[beam_size](torch.from_numpy(sounds)[None])[0]
+        return (" ".join(best[0].words), collapse(best[0].tokens.tolist())) if best else ("", [])
+
+
+def load_flashlight(transcriber: Transcriber, folder: Path) -> Flashlight | None:
+    """Return it, None if it is not installed or the model has no lexicon.
+
+    It scores a word alpha ln(10) log10 p(word) + beta, sums the paths of prefixes with one future (log_add), and ends a word at a space only.
+    """
+    lm, lexicon, sounds, decoder = transcriber.lm, transcriber.lexicon, transcriber.sounds, transcriber.decoder
+    if importlib.util.find_spec("flashlight") is None:
+        print(f"\n{LEXICON_PEER} is not installed, so it is skipped: pip install flashlight-text")
+        return None
+    if lm is None or lexicon is None or sounds is None:
+        return None
+    known = Lexicon(*zip(*((w, p) for w, p in zip(lexicon.words, lexicon.pronunciations, strict=True) if w in lm.word_ids), strict=True))
+    write_arpa(lm, folder / "flashlight.arpa")
+    lines = (f"{word} {' '.join(way)} |\n" for word, way in zip(known.words, known.pronunciations, strict=True))
+    (folder / "flashlight.txt").write_text("".join(lines))
+    return Flashlight(
+        {
+            "lexicon": str(folder / "flashlight.txt"),
+            "tokens": ["-", *("|" if token == " " else token for token in sounds.tokens[1:])],
+            "lm": str(folder / "flashlight.arpa"),
+            "beam_threshold": -OUR_THRESHOLDS["beam_prune_logp"],
+            "lm_weight": decoder.alpha * LN_10,
+            "word_score": decoder.beta,
+            "unk_score": -math.inf,
+            "log_add": True,
+            "blank_token": "-",
+            "sil_token": "|",
+        },
+        known,
+    )
+
+
+def flashlight_agreement(transcriber: Transcriber, sets: Sequence[DevSet], flashlight: Flashlight) -> str:
+    """Compare the best texts and, where they differ, the score of each: ln p of its sounds, over all their paths, and what its words score."""
+    size, sounds, lm, config = len(transcriber.vocabulary), transcriber.sounds, transcriber.lm, transcriber.decoder
+    assert sounds is not None and lm is not None
+    space = np.full((1, len(sounds)), -30.0, np.float32)  # after the last frame, so that the last word ends for both
+    space[0, sounds.tokens.index(" ")] = 0.0
+    log_probs = [np.concatenate([x[:, size:], space]) for one in sets for x in one.log_probs]
+    weights = {"lm": lm, "alpha": config.alpha, "beta": config.beta, "lexicon": flashlight.lexicon}
+    rows = []
+    for ours, thresholds, theirs in AGREEMENT_BEAMS:
+        pruning = {"beam_threshold": -thresholds["beam_prune_logp"], "token_threshold": thresholds["token_min_logp"]}
+        start = time.process_time()
+        found = [beam_search(x, sounds, beam_size=ours, **weights, **pruning)[0] for x in log_probs]
+        middle = time.process_time()
+        others = [flashlight.decode(x, beam_size=theirs) for x in log_probs]
+        seconds = middle - start, time.process_time() - middle
+        num_equal = num_worse = 0
+        for x, hypothesis, (text, tokens) in zip(log_probs, found, others, strict=True):
+            if hypothesis.text == text:
+                num_equal += 1
+                continue
+            tokens = tokens[next((i for i, token in enumerate(tokens) if sounds.tokens[token] != " "), 0) :]
+            scores = [log_likelihood(x, path) + language_scores([words], config, lm=lm)[0] for words, path in ((hypothesis.text, hypothesis.tokens), (text, tokens))]
+            num_worse += scores[0] < scores[1] - TOLERANCE
+        rates = [percent(word_error_rate([r for one in sets for r in one.references], texts)) for texts in ([h.text for h in found], [text for text, _ in others])]
+        shares = (num_equal / len(found), 1 - num_worse / len(found))
+        rows.append([f"{ours} (thresholds {', '.join(f'{value:g}' for value in thresholds.values())}), {theirs}", *map(percent, shares), *rates, f"{seconds[1] / seconds[0]:.2f} times as fast"])
+    header = [f"beams of asr, {LEXICON_PEER}; {len(log_probs)} utterances", "equal text", "equal or better score", "WER, asr", f"WER, {LEXICON_PEER}", "asr is"]
+    return f"\n## Agreement with {LEXICON_PEER}\n\n{table(header, rows)}"
+
+
 # --- speed -----------------------------------------------------------------------------------------------------------
 
 
@@ -332,7 +429,8 @@ def timed(
     return {name: (float(np.median(times[1:])), texts[name]) for name, times in seconds.items()}
 
 
-def speed(transcriber: Transcriber, dev: DevSet, *, peer: Any, num_runs: int) -> str:
+def speed(transcriber: Transcriber, dev: DevSet, *, peer: Any, flashlight: Flashlight | None, num_runs: int) -> str:
+    size = len(transcriber.vocabulary)
     decoders: dict[str, Callable[[np.ndarray], str]] = {
         "asr greedy": partial(our_text, transcriber, config=DecoderConfig("greedy"))
     }
@@ -340,7 +438,11 @@ def speed(transcriber: Transcriber, dev: DevSet, *, peer: Any, num_runs: int) ->
         config = replace(transcriber.decoder, beam_size=beam_size)
         decoders[f"asr beam {beam_size}"] = partial(our_text, transcriber, config=config)
         if peer is not None:
-            decoders[f"{PEER} beam {beam_size}"] = partial(peer.decode, beam_width=beam_size)
+            decoders[f"{PEER} beam {beam_size}"] = lambda x, n=beam_size: peer.decode(np.ascontiguousarray(x[:, :size]), beam_width=n)  # type: ignore[misc]
+        if transcriber.lexicon is not None:
+            decoders[f"asr, spelled, beam {beam_size}"] = partial(our_text, transcriber, config=config, spelled=True)
+        if flashlight is not None:
+            decoders[f"{LEXICON_PEER} beam {beam_size}"] = lambda x, n=beam_size: flashlight.decode(np.ascontiguousarray(x[:, size:]), beam_size=n)[0]  # type: ignore[misc]
     measured = {
         name: (10_000 * seconds / dev.duration_s, word_error_rate(dev.references, texts))  # ms per 10 s of audio
         for name, (seconds, texts) in timed(decoders, dev.log_probs, num_runs=num_runs).items()
@@ -382,6 +484,7 @@ def hotword_cost(transcriber: Transcriber, dev: DevSet, *, peer: Any, num_runs: 
     rows = [cost_row("asr", both, dev, num_runs=num_runs)]
     if peer is not None:
         some = replace(dev, waveforms=dev.waveforms[:PEER_UTTERANCES], log_probs=dev.log_probs[:PEER_UTTERANCES])
+        some = replace(some, log_probs=tuple(np.ascontiguousarray(x[:, : len(vocabulary)]) for x in some.log_probs))
         plain = partial(peer.decode, beam_width=transcriber.decoder.beam_size)
         both = {"without": plain, "with": partial(plain, hotwords=phrases, hotword_weight=HOTWORD_WEIGHT)}
         rows.append(cost_row(f"{PEER}, {len(some.log_probs)} utterances, one run", both, some, num_runs=1))

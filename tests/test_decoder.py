@@ -136,14 +136,25 @@ def clear(path: str, vocabulary: Vocabulary) -> np.ndarray:
     return log_probs
 
 
-@pytest.mark.parametrize(("word", "letters"), [("read", "r_e_a_d_"), ("red", "r_e_d___")])
-def test_spelling_decides_between_words_that_sound_alike(word: str, letters: str) -> None:
-    lexicon = Lexicon(("read", "red"), ("rEd", "rEd"))
-    both = np.concatenate([clear(letters, ENGLISH), clear("r_E_d___", lexicon.sounds)], axis=1)
-    settings = {"lm": train(["red", "read"], order=2), "lexicon": lexicon, "sounds": lexicon.sounds}
-    found = decode(both, ENGLISH, DecoderConfig("beam", spelling_weight=0.5), **settings)
-    assert (found.text, lexicon.sounds.decode(found.tokens)) == (word, "rEd")
-    assert decode(both, ENGLISH, DecoderConfig(), **settings).text == word
+@pytest.mark.parametrize(("text", "sounds"), [("a red rose", "A_ rEd_ roz_"), ("i read it", "Y_ rEd_ It__")])
+def test_of_words_that_sound_alike_the_language_model_takes_the_likelier(text: str, sounds: str) -> None:
+    lexicon = Lexicon(("a", "i", "it", "read", "red", "rose"), ("A", "Y", "It", "rEd", "rEd", "roz"))
+    both = np.concatenate([clear("a_ whatever_"[: len(sounds)], ENGLISH), clear(sounds, lexicon.sounds)], axis=1)
+    settings = {"lm": train(["a red rose", "i read it", "a rose"], order=3), "lexicon": lexicon, "sounds": lexicon.sounds}
+    found = decode(both, ENGLISH, DecoderConfig("beam"), **settings)
+    assert (found.text, lexicon.sounds.decode(found.tokens)) == (text, sounds.replace("_", ""))
+    assert decode(both, ENGLISH, DecoderConfig(), **settings).text == "a whatever"[: len(sounds) - 1].replace("_", "")
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "model" in name])
+@pytest.mark.parametrize("seed", range(12))
+def test_the_best_alone_is_one_of_all_and_lacks_paths_at_most(seed: int, case: str) -> None:
+    log_probs = random_log_probs(np.random.default_rng(seed), 6, 4)
+    settings = {{"model": "lm"}.get(name, name): value for name, value in CASES[case].items()}
+    every = {hypothesis.text: hypothesis.score for hypothesis in beam_search(log_probs, SMALL, **EXACT, **settings)}
+    alone = beam_search(log_probs, SMALL, **EXACT | {"num_best": 1}, **settings)[0]  # prefixes are recombined
+    best = max(every.values())
+    assert best - 1.0 < alone.score <= every[alone.text] + 1e-5 <= best + 1e-5
 
 
 def test_a_hotword_without_pronunciation_is_an_error_that_names_it() -> None:

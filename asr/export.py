@@ -1,4 +1,4 @@
-"""Models as ONNX files, for other runtimes and languages. Inputs features (B, T, M) and lengths (B,), outputs log_probs (B, T', V) and
+"""Models as ONNX files, for other runtimes and languages. Inputs features (B, T, M) and lengths (B,), outputs log_probs (B, T', V + S) and
 output_lengths (B,); any B and T. What makes features of audio and words of log-probabilities is in the file's metadata, not in its graph.
 """
 
@@ -16,13 +16,14 @@ OPSET = 17
 
 
 def export_onnx(folder: ModelFolder, path: str | os.PathLike[str]) -> None:
-    """Write the network of a model folder to an ONNX file. Metadata `features` and `vocabulary` are JSON. Raises CheckpointError."""
+    """Write the network of a model folder to an ONNX file. Metadata `features`, `vocabulary` and `sounds` are JSON. Raises CheckpointError."""
     import onnx
     import torch
 
     network = load_network(folder)
     features, lengths = torch.zeros(2, 64, folder.features.num_mels), torch.tensor([64, 40])
     metadata = {"name": folder.name, "features": json.dumps(dataclasses.asdict(folder.features)), "vocabulary": json.dumps(folder.vocabulary.tokens)}
+    metadata["sounds"] = json.dumps(folder.sounds.tokens if folder.sounds else [])
     with replacing(path) as temporary:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a GRU may not take other batch sizes (a test shows that it does), and that an exporter is old

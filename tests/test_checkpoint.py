@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -28,7 +29,7 @@ from asr.checkpoint import (
 from asr.logmel import FeatureConfig
 from asr.model import AcousticModel, ModelConfig
 from asr.storage import write_atomically
-from asr.text import ENGLISH
+from asr.text import ENGLISH, Vocabulary
 
 CONFIG = ModelConfig(num_mels=8, hidden_size=4, conv_channels=4, num_layers=1)
 FEATURES = FeatureConfig(num_mels=8)
@@ -146,6 +147,21 @@ def test_vocabularies_that_do_not_fit_are_refused(folder: Path, tokens: object) 
     (folder / "vocabulary.json").write_text(json.dumps(tokens))
     with pytest.raises(CheckpointError):
         load_model_folder(folder)
+
+
+def test_a_model_that_writes_pronunciations_has_their_vocabulary(tmp_path: Path) -> None:
+    network = AcousticModel(dataclasses.replace(CONFIG, num_sounds=4)).eval()
+    sounds = Vocabulary(("<blank>", " ", "@", "t"))
+    save_model_folder(tmp_path, network, features=FEATURES, vocabulary=ENGLISH, sounds=sounds, info={}, card="")
+    assert load_model_folder(tmp_path).sounds == sounds
+    assert load_network(load_model_folder(tmp_path)).config.num_sounds == 4
+    for tokens in (["<blank>", " ", "@"], ["<blank>", " ", "@", 7], {}):
+        (tmp_path / "sounds.json").write_text(json.dumps(tokens))
+        with pytest.raises(CheckpointError, match="sounds"):
+            load_model_folder(tmp_path)
+    (tmp_path / "sounds.json").unlink()
+    with pytest.raises(CheckpointError, match=r"sounds\.json"):
+        load_model_folder(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_neither_read_nor_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

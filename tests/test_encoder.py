@@ -40,15 +40,19 @@ def _features(lengths: tuple[int, ...], num_mels: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize(("subsampling", "outputs_per_frame"), [(2, 1), (4, 1), (8, 2)])
-def test_every_network_gives_torchs_log_probs(cell: str, bidirectional: bool, subsampling: int, outputs_per_frame: int) -> None:
-    config = dataclasses.replace(SMALL, cell=cell, bidirectional=bidirectional, subsampling=subsampling, outputs_per_frame=outputs_per_frame)
+@pytest.mark.parametrize(("subsampling", "outputs_per_frame", "num_sounds"), [(2, 1, 0), (4, 1, 4), (8, 2, 3)])
+def test_every_network_gives_torchs_log_probs(cell: str, bidirectional: bool, subsampling: int, outputs_per_frame: int, num_sounds: int) -> None:
+    config = dataclasses.replace(
+        SMALL, cell=cell, bidirectional=bidirectional, subsampling=subsampling, outputs_per_frame=outputs_per_frame, num_sounds=num_sounds
+    )
     network = _network(config)
     features = _features((37, 1, 64, 8, 9, 2, 23), config.num_mels)
     results = run(pack(dataclasses.asdict(config), _weights(network)), features, num_threads=3)
     for x, log_probs in zip(features, results, strict=True):
         expected, _ = network(torch.from_numpy(x)[None], torch.tensor([len(x)]))
         np.testing.assert_allclose(log_probs, expected[0].numpy(), atol=2e-5)
+        for part in np.split(np.exp(log_probs), [config.vocabulary_size], axis=1)[: 1 + bool(num_sounds)]:
+            np.testing.assert_allclose(part.sum(axis=1), 1, atol=1e-5)
 
 
 def test_the_shipped_model_gives_torchs_log_probs_on_real_speech_from_the_front_end_on() -> None:

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asr.checkpoint import LM_NAME, CheckpointError, load_model_folder, save_decoder_settings
+from asr.checkpoint import G2P_NAME, LEXICON_NAME, LM_NAME, CheckpointError, load_model_folder, save_decoder_settings
+from asr.g2p import train_g2p
+from asr.lexicon import Lexicon, LexiconError, write_lexicon
 from asr.lm import LanguageModelError
 from asr.lm import save as save_lm
 from asr.lm import train as train_lm
@@ -32,7 +34,7 @@ LIES = (0, 1, -1, 3, 2**31, 2**63, 10**30, 1.5, 1e300, True, None, "gru", "", []
 
 
 def sound_folder(path: Path, *, bidirectional: bool = True) -> Path:
-    """Write a small model with a language model and settings for beam search."""
+    """Write a small model with a language model, a lexicon, a model of letters and sounds, and settings for beam search."""
     import torch
 
     from asr.checkpoint import save_model_folder
@@ -41,8 +43,15 @@ def sound_folder(path: Path, *, bidirectional: bool = True) -> Path:
     from asr.text import ENGLISH
 
     torch.manual_seed(0)
-    network = AcousticModel(ModelConfig(num_mels=16, hidden_size=8, conv_channels=8, num_layers=2, bidirectional=bidirectional))
-    save_model_folder(path, network, features=FeatureConfig(num_mels=16, normalisation="utterance" if bidirectional else "running"), vocabulary=ENGLISH, info={}, card="# A model\n")
+    words = ("a", "cat", "dog", "is", "mat", "on", "sat", "the", "the")
+    lexicon = Lexicon(words, ("A", "k@t", "dcg", "Iz", "m@t", "cn", "s@t", "DA", "Di"))
+    network = AcousticModel(
+        ModelConfig(num_mels=16, hidden_size=8, conv_channels=8, num_layers=2, bidirectional=bidirectional, num_sounds=len(lexicon.sounds))
+    )
+    features = FeatureConfig(num_mels=16, normalisation="utterance" if bidirectional else "running")
+    save_model_folder(path, network, features=features, vocabulary=ENGLISH, sounds=lexicon.sounds, info={}, card="# A model\n")
+    write_lexicon(lexicon, path / LEXICON_NAME)
+    save_lm(train_g2p(zip(lexicon.words, lexicon.pronunciations, strict=True)), path / G2P_NAME)
     save_lm(train_lm(["a cat sat on a mat", "a dog sat", "the cat is on the mat"] * 3, order=3), path / LM_NAME)
     save_decoder_settings(path, {"method": "beam", "beam_size": 8})
     return path
@@ -116,18 +125,19 @@ def damage(path: Path, rng: np.random.Generator) -> None:
 
 def try_folders(seed: int, count: int, sound: Path) -> None:
     """Recognise with folders made worse; a hang, 4 GB, or anything but this package's errors ends the process."""
-    Transcriber(sound, num_threads=1).transcribe(WAVEFORM)
+    hotwords = {"a mad god": 3.0}  # with words that the lexicon lacks
+    Transcriber(sound, num_threads=1, hotwords=hotwords).transcribe(WAVEFORM)
     resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
     rng, worked = np.random.default_rng(seed), 0
     folder = sound.with_name("worse")
     for number in range(count):
         faulthandler.dump_traceback_later(60, exit=True)
         shutil.copytree(sound, folder)
-        name = str(rng.choice(["config.json", "vocabulary.json", "decoder.json", "model.safetensors", LM_NAME]))
-        how = damage if number % 3 == 0 else change_json if name.endswith("json") else change_tensors
+        name = str(rng.choice(["config.json", "vocabulary.json", "decoder.json", "model.safetensors", LM_NAME, "sounds.json", LEXICON_NAME, G2P_NAME]))
+        how = damage if number % 3 == 0 or name == LEXICON_NAME else change_json if name.endswith("json") else change_tensors
         how(folder / name, rng)
         try:
-            transcript = Transcriber(folder, num_threads=1).transcribe(WAVEFORM)
+            transcript = Transcriber(folder, num_threads=1, hotwords=hotwords).transcribe(WAVEFORM)
             assert all(word.start <= word.end and 0 <= word.confidence <= 1 for segment in transcript.segments for word in segment.words)
             worked += 1
         except ValueError as error:
@@ -182,6 +192,16 @@ def test_a_damaged_language_model_or_its_settings_are_named(tmp_path: Path) -> N
     (folder / "decoder.json").mkdir() if (folder / "decoder.json").unlink() is None else None
     with pytest.raises(CheckpointError, match=r"decoder\.json"):
         load_model_folder(folder)
+
+
+def test_a_lexicon_with_other_sounds_than_the_networks_is_named(tmp_path: Path) -> None:
+    folder = sound_folder(tmp_path / "m")
+    (folder / LEXICON_NAME).write_text("cat\tk@Q\n")
+    with pytest.raises(CheckpointError, match=r"lexicon\.txt.*Q"):
+        Transcriber(folder)
+    (folder / LEXICON_NAME).write_text("cat k@t\n")
+    with pytest.raises(LexiconError, match=r"lexicon\.txt:1"):
+        Transcriber(folder)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "asr").rglob("*.py")) + sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)

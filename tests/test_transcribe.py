@@ -12,8 +12,13 @@ import soundfile
 
 import asr
 from asr.audio import SAMPLE_RATE, AudioError, load_audio
-from asr.checkpoint import save_model_folder
+from asr.checkpoint import save_decoder_settings, save_model_folder
 from asr.ctc import CTCError
+from asr.decoder import DecoderConfig
+from asr.g2p import G2PError, train_g2p
+from asr.lexicon import Lexicon, write_lexicon
+from asr.lm import save as save_lm
+from asr.lm import train as train_lm
 from asr.logmel import FeatureConfig
 from asr.model import AcousticModel, ModelConfig
 from asr.text import ENGLISH, TextError
@@ -35,6 +40,49 @@ def transcriber(tmp_path_factory: pytest.TempPathFactory) -> Transcriber:
     folder = tmp_path_factory.mktemp("models") / "random"
     save_model_folder(folder, network, features=FeatureConfig(), vocabulary=ENGLISH, info={}, card="")
     return Transcriber(folder)
+
+
+@pytest.fixture(scope="module")
+def pronouncing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of random weights that writes pronunciations, with a lexicon, a language model and a model of letters and sounds."""
+    import torch
+
+    torch.manual_seed(1)
+    sound = dict(a="@", c="k", i="I", k="k", m="m", s="s", t="t")
+    lexicon = Lexicon(("cat", "mat", "matt", "sat", "it"), ("k@t", "m@t", "m@t", "s@t", "It"))
+    network = AcousticModel(ModelConfig(num_layers=1, hidden_size=16, conv_channels=16, num_sounds=len(lexicon.sounds)))
+    with torch.no_grad():
+        network.output.weight.mul_(2)
+    folder = tmp_path_factory.mktemp("models") / "pronouncing"
+    save_model_folder(folder, network, features=FeatureConfig(), vocabulary=ENGLISH, sounds=lexicon.sounds, info={}, card="")
+    write_lexicon(lexicon, folder / "lexicon.txt")
+    save_lm(train_lm(["cat sat", "matt sat", "the mat"], order=2), folder / "lm.safetensors")
+    save_lm(train_g2p([*zip(lexicon.words, lexicon.pronunciations, strict=True), *((a + b, sound[a] + sound[b]) for a in "acmst" for b in "aikst")]), folder / "g2p.safetensors")
+    save_decoder_settings(folder, {"method": "beam", "alpha": 0.1, "beta": 12.0})
+    return folder
+
+
+def test_words_come_from_the_lexicon_with_times(pronouncing: Path) -> None:
+    transcriber = Transcriber(pronouncing)
+    segment = transcriber.transcribe(EXAMPLE).segments[0]
+    words = [word.word for word in segment.words]
+    assert len(words) > 2 and set(words) <= {"cat", "it", "mat", "matt", "sat"} and segment.text == " ".join(words)
+    edges = [time for word in segment.words for time in (word.start, word.end)]
+    assert edges == sorted(edges) and all(0 <= word.confidence <= 1 for word in segment.words)
+    aligned = transcriber.align(EXAMPLE, "a cat that no lexicon has")  # letters are aligned, sounds are not needed
+    assert [word.word for word in aligned.segments[0].words] == ["a", "cat", "that", "no", "lexicon", "has"]
+
+
+def test_a_hotword_that_the_lexicon_lacks_is_pronounced_by_its_letters(pronouncing: Path) -> None:
+    transcriber = Transcriber(pronouncing, hotwords={"tac": 200.0})
+    assert transcriber.lexicon.all["tac"] == ["t@k"]
+    assert "tac" in transcriber.transcribe(EXAMPLE).text.split()
+    with pytest.raises(G2PError, match="zzz"):
+        Transcriber(pronouncing, hotwords={"zzz": 200.0})
+
+
+def test_greedy_decoding_spells(pronouncing: Path) -> None:
+    assert set(Transcriber(pronouncing, decoder=DecoderConfig()).transcribe(EXAMPLE).text.split()) - {"cat", "it", "mat", "matt", "sat"}
 
 
 @pytest.mark.parametrize("seconds", [0.01, 14.0, 30.0, 30.001, 95.0])

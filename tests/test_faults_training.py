@@ -5,6 +5,7 @@ The oracle for what is lost is the run that nothing happened to: a resumed one e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,37 @@ def test_a_full_disk_ends_training_with_the_states_sound(tones: Tones, tmp_path:
     child = start_child(train_in_child, config, run_dir, size // 2)  # a write beyond it fails, as on a full disk
     child.join(60)
     assert child.exitcode == 1 and weights_hash(run_dir) == before and not list(run_dir.rglob("*.tmp"))
+    train(config, run_dir, resume=True)
+    assert weights_hash(run_dir) == weights_hash(tmp_path / "whole")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB, where this process may mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(path)], capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def test_a_disk_that_is_really_full_ends_training_with_the_states_sound(tones: Tones, tmp_path: Path, small_disk: Path) -> None:
+    config = random_config(tones(), epochs=2, num_workers=0)
+    train(config, tmp_path / "whole")
+    run_dir = small_disk / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_at_step(monkeypatch, 2)
+        with pytest.raises(Stop):
+            train(config, run_dir)
+    before = weights_hash(run_dir)
+    with open(small_disk / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    with pytest.raises(OSError, match="No space left"):
+        train(config, run_dir, resume=True)
+    assert weights_hash(run_dir) == before and not list(run_dir.rglob("*.tmp"))
+    (small_disk / "ballast").unlink()
     train(config, run_dir, resume=True)
     assert weights_hash(run_dir) == weights_hash(tmp_path / "whole")
 

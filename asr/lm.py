@@ -443,7 +443,7 @@ def _load_compact(path: Path) -> LanguageModel:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: of kinds that numpy lacks
         raise LanguageModelError(
             f"{path}: expected a compact language model, found a damaged file ({error})"
         ) from error

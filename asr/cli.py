@@ -539,16 +539,25 @@ def lm() -> None:
 @click.option("--words", type=click.IntRange(1), help="Keep so many of the most frequent words. [default: all]")
 @click.option("--prune", type=click.FloatRange(0), default=0.0, help="Entropy pruning threshold, 1e-9 to 1e-7 are usual.")
 def lm_train(texts: tuple[str, ...], out: str, order: int, min_counts: tuple[int, ...], words: int | None, prune: float) -> None:
-    """Train a modified Kneser-Ney model on TEXTs (plain, .gz or .xz; one normalised sentence a line) and print its size."""
+    """Train a modified Kneser-Ney model on TEXTs and print its size.
+
+    A TEXT is a text file, plain, .gz or .xz, a normalised sentence a line, or a manifest, each of whose texts counts once.
+    """
     from itertools import chain
 
-    from asr.lm import read_sentences, save, write_arpa
+    from asr.lm import save, write_arpa
     from asr.lm import train as train_lm
 
-    sentences = chain.from_iterable(read_sentences(text) for text in texts)
-    model = train_lm(sentences, order=order, min_counts=min_counts, vocabulary_size=words, prune_threshold=prune)
+    model = train_lm(chain.from_iterable(map(_sentences, texts)), order=order, min_counts=min_counts, vocabulary_size=words, prune_threshold=prune)
     (write_arpa if out.endswith((".arpa", ".arpa.gz")) else save)(model, out)
     click.echo(f"{out}\torder {order}\tn-grams {' '.join(map(str, model.num_ngrams))}\t{Path(out).stat().st_size / 1e6:.1f} MB")
+
+
+def _sentences(path: str) -> Iterable[str]:
+    from asr.lm import read_sentences
+    from asr.manifest import read_manifest
+
+    return dict.fromkeys(utterance.text for utterance in read_manifest(path)) if path.endswith(".jsonl") else read_sentences(path)
 
 
 @lm.command("info")
@@ -565,12 +574,12 @@ def lm_info(model: str) -> None:
 @click.argument("model", type=click.Path())
 @click.argument("texts", nargs=-1, required=True, type=click.Path(), metavar="TEXT...")
 def lm_score(model: str, texts: tuple[str, ...]) -> None:
-    """Print the perplexity of each TEXT, unknown words and sentence ends included."""
-    from asr.lm import load, perplexity, read_sentences
+    """Print the perplexity of each TEXT, as `asr lm train` takes them, unknown words and sentence ends included."""
+    from asr.lm import load, perplexity
 
     loaded = load(model)
     for text in texts:
-        found = perplexity(loaded, read_sentences(text))
+        found = perplexity(loaded, _sentences(text))
         click.echo(f"{text}\tperplexity {found.perplexity:.2f}\twords {found.num_words}\tunknown {found.num_unknown}\tsentences {found.num_sentences}")
 
 

@@ -7,6 +7,7 @@ common first; words that sound alike are entries like any others.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,7 +52,7 @@ class Lexicon:
     @cached_property
     def sounds(self) -> Vocabulary:
         """The vocabulary of a network that writes pronunciations: the sounds, and the space between words."""
-        return Vocabulary.from_texts([" ", *self.pronunciations])
+        return Vocabulary.from_texts(["".join(self.pronunciations)])
 
     def missing(self, text: str) -> list[str]:
         """Return the words of `text` that have no pronunciation, each once, sorted."""
@@ -67,17 +68,15 @@ class Lexicon:
 def read_lexicon(path: str | os.PathLike[str]) -> Lexicon:
     """Read a lexicon file. Raises LexiconError naming the line that is not a word, a tab and a pronunciation."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LexiconError(f"{os.fspath(path)}: cannot be read ({error}); expected a text file of words and pronunciations") from error
-    entries = [line.split("\t") for line in lines]
-    for number, entry in enumerate(entries, start=1):
-        if len(entry) != 2 or not all(entry) or any(character.isspace() for part in entry for character in part):
-            raise LexiconError(f"{os.fspath(path)}:{number}: expected a word, a tab and its pronunciation, found {lines[number - 1]!r:.80}")
-    if not entries:
-        raise LexiconError(f"{os.fspath(path)}: expected at least one word and its pronunciation, found none")
-    words, pronunciations = zip(*entries, strict=True)
-    return Lexicon(words, pronunciations)
+    if not re.fullmatch(r"(\S+\t\S+\n)*\S+\t\S+\n?", text):  # all lines at once: a lexicon is read whenever recognition starts
+        for number, line in enumerate(text.splitlines() or [""], start=1):
+            if not re.fullmatch(r"\S+\t\S+", line):
+                raise LexiconError(f"{os.fspath(path)}:{number}: expected a word, a tab and its pronunciation, found {line!r:.80}")
+    fields = text.split()
+    return Lexicon(tuple(fields[::2]), tuple(fields[1::2]))
 
 
 def write_lexicon(lexicon: Lexicon, path: str | os.PathLike[str]) -> None:

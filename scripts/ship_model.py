@@ -21,25 +21,25 @@ from asr.decoder import DecoderConfig
 from asr.evaluate import evaluate_manifest, results_table
 from asr.lexicon import read_lexicon, write_lexicon
 from asr.lm import load, save
-from asr.transcribe import Transcriber
+from asr.transcribe import Transcriber, folder_lexicon
 from asr.tune import tune
 
 CARD = """# english
 
 Writes down English speech: lower-case words, no punctuation, numbers spelled out. A stacked bidirectional GRU with {layers} layers of {hidden} units a
-direction on 80 log-mel bins, {parameters:,} parameters, trained with CTC on {hours} hours of openly licensed speech by `recipes/english/train.py`
-({epochs} epochs, {steps} steps, seed {seed}, in the last of the runs that `recipes/english/README.md` tells of).
+direction on 80 log-mel bins, {parameters:,} parameters, trained with CTC to write letters and pronunciations on {hours} hours of openly licensed speech by
+`recipes/english/train.py` ({epochs} epochs, {steps} steps, seed {seed}, in the last of the runs that `recipes/english/README.md` tells of).
 
 ## Error rates
 
 On the parts held out for development, which chose the weights among the run's epochs and the decoder's settings; no utterance of them was trained on, and no
 speaker, except ljspeech's one voice. Measured by `scripts/ship_model.py` on {machine}.
 
-With the language model (beam search, the default):
+With the language model (the default: beam search among {words:,} words as they sound):
 
 {beam}
 
-Greedy decoding (`--decoder greedy`):
+Greedy decoding (`--decoder greedy`: letter by letter):
 
 {greedy}
 
@@ -47,7 +47,8 @@ The expected calibration error of the words' confidences is {calibration:.3f}, f
 
 ## Language model
 
-{lm}, trained by `asr lm train` on 18 million words from about 240 public-domain books; none of them is read in LibriSpeech's dev and test sets.
+{lm}, trained by `asr lm train` on 18 million words from about 240 public-domain books, none of which is read in LibriSpeech's dev and test sets, and the texts
+of the training speech.
 
 ## Data and attribution
 
@@ -61,11 +62,12 @@ The expected calibration error of the words' confidences is {calibration:.3f}, f
 | kathleen, Rhasspy | CC0 |
 | Asterisk core sounds, Allison Smith | CC BY-SA 3.0 |
 | AN4, Carnegie Mellon University: the weights started from a model of it | BSD-like |
+| CMUdict, Carnegie Mellon University: pronunciations, and what other words sound like after a model of it | BSD-like |
 | background noises of Google Speech Commands, mixed in | CC BY 4.0 |
 
 ## What it is bad at
 
-It has heard few hours: many words come out wrong, and names and rare words are spelled by ear. Expect many more errors with noise, distance, several
+It has heard few hours: many words come out wrong. Words outside its lexicon never come out, unless they are given as hotwords; greedy decoding spells any. Expect many more errors with noise, distance, several
 speakers at once, strong accents, children and spontaneous speech. Letters spelled one by one and languages other than English are beyond it.
 """
 
@@ -104,7 +106,9 @@ def main() -> None:
         tables[name] = results_table([evaluate_manifest(transcriber, path) for path in arguments.manifests])
         for path in arguments.manifests:
             tables[name] = tables[name].replace(str(path), path.stem)
+    lexicon = folder_lexicon(load_model_folder(arguments.out))
     card = CARD.format(
+        words=len(lexicon.first) if lexicon else len(lm.words),
         layers=folder.network["num_layers"],
         hidden=folder.network["hidden_size"],
         parameters=folder.info["parameters"],

@@ -19,6 +19,8 @@ from asr import cli, formats, jobs
 from asr.audio import load_audio, write_wav
 from asr.checkpoint import save_model_folder
 from asr.cli import main, transcribe
+from asr.lm import load as load_lm
+from asr.lm import train as train_lm
 from asr.logmel import FeatureConfig
 from asr.manifest import Utterance, write_manifest
 from asr.model import AcousticModel, ModelConfig
@@ -263,3 +265,16 @@ def test_help_answers_at_once() -> None:
         subprocess.run([sys.executable, "-c", "from asr.cli import transcribe; transcribe()", "--help"], capture_output=True, check=True)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.6  # 0.3 s on an idle machine, twice that on a busy one
+
+
+def test_a_language_model_is_trained_on_manifests_too_each_text_once(tmp_path: Path) -> None:
+    (tmp_path / "books.txt").write_text("a cat sat\n")
+    write_manifest(tmp_path / "said.jsonl", [Utterance(f"/{i}.wav", 1.0, text, id=str(i)) for i, text in enumerate(["a dog", "a dog", "the dog sat"])])
+    texts = [tmp_path / "books.txt", tmp_path / "said.jsonl"]
+    done = _run("lm", "train", *texts, "--out", tmp_path / "m.lm", "--order", 2)
+    assert done.exit_code == 0, done.output
+    expected = train_lm(["a cat sat", "a dog", "the dog sat"], order=2)
+    found = load_lm(tmp_path / "m.lm")
+    assert set(found.words) == set(expected.words) and found.num_ngrams == expected.num_ngrams
+    done = _run("lm", "score", tmp_path / "m.lm", texts[1])
+    assert "words 5\tunknown 0\tsentences 2" in done.output

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -85,7 +86,8 @@ class Transcriber:
         self.lm = folder_lm(folder) if self.decoder.method == "beam" else None
         self.lexicon = folder_lexicon(folder, " ".join(self.hotwords).split()) if self.lm is not None else None
         self.sounds = folder.sounds
-        self._encode = load_encoder(folder, num_threads)
+        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._encode = load_encoder(folder, self.num_threads)
 
     def transcribe(self, source: AudioSource | np.ndarray, sample_rate: int = SAMPLE_RATE) -> Transcript:
         """Return what is said in a path, the bytes of a file, a binary file object, or an array (N,) or (N, channels) at `sample_rate` Hz.
@@ -111,20 +113,24 @@ class Transcriber:
         recordings: each as blocks (n,) of float32 at 16 kHz. Short ones are recognised together, so they are read ahead.
         """
         num_segments = num_samples = 0
-        for group in _groups(self._pieces(recordings), GROUP_S):
-            waveforms = [piece.waveform for _, piece in group if isinstance(piece, Piece) and piece.waveform is not None]
-            log_probs = iter(self.log_probs(waveforms))
-            for number, piece in group:
-                if isinstance(piece, Piece):
-                    start_s, duration_s = num_samples / SAMPLE_RATE, piece.num_samples / SAMPLE_RATE
-                    if piece.waveform is None:
-                        yield number, make_segment(num_segments, start_s, start_s + duration_s, ())
+        with ThreadPoolExecutor(self.num_threads) as pool:  # starts no thread before the first task
+            for group in _groups(self._pieces(recordings), GROUP_S):
+                waveforms = [piece.waveform for _, piece in group if isinstance(piece, Piece) and piece.waveform is not None]
+                log_probs = iter(self.log_probs(waveforms))
+                found: list[tuple[int, Segment | Future[Segment] | AudioError | None]] = []
+                for number, piece in group:
+                    if isinstance(piece, Piece):
+                        start_s, duration_s = num_samples / SAMPLE_RATE, piece.num_samples / SAMPLE_RATE
+                        if piece.waveform is None:
+                            found.append((number, make_segment(num_segments, start_s, start_s + duration_s, ())))
+                        else:
+                            found.append((number, pool.submit(self.recognise, next(log_probs), num_segments, start_s, duration_s)))
+                        num_segments, num_samples = num_segments + 1, num_samples + piece.num_samples
                     else:
-                        yield number, self.recognise(next(log_probs), num_segments, start_s, duration_s)
-                    num_segments, num_samples = num_segments + 1, num_samples + piece.num_samples
-                else:
-                    yield number, piece
-                    num_segments = num_samples = 0
+                        found.append((number, piece))
+                        num_segments = num_samples = 0
+                for number, event in found:
+                    yield number, event.result() if isinstance(event, Future) else event
 
     def _pieces(self, recordings: Iterable[Iterable[np.ndarray]]) -> Iterator[tuple[int, Piece | AudioError | None]]:
         """Yield the pieces of each recording, then None or its error; what was read before the error is among the pieces."""

@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--g2p", type=Path, help="the model of letters and sounds that it wrote too")
     parser.add_argument("--tune", type=Path, nargs="+", required=True, help="dev manifests to tune the decoder on")
     parser.add_argument("--trials", type=int, default=60, help="decoder settings to try (default: %(default)s)")
+    parser.add_argument("--beam-size", type=int, default=200, help="hypotheses kept (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=MODELS_DIR / "english", help="default: %(default)s")
     arguments = parser.parse_args()
 
@@ -98,7 +99,7 @@ def main() -> None:
         write_lexicon(read_lexicon(arguments.lexicon), arguments.out / LEXICON_NAME)
     if arguments.g2p:
         save(load(arguments.g2p), arguments.out / G2P_NAME)
-    tuning = tune(arguments.out, arguments.tune, num_trials=arguments.trials)
+    tuning = tune(arguments.out, arguments.tune, num_trials=arguments.trials, beam_size=arguments.beam_size)
     save_decoder_settings(arguments.out, tuning.settings)
     tables = {}
     for name, decoder in {"beam": None, "greedy": DecoderConfig()}.items():

@@ -452,12 +452,12 @@ def speed(transcriber: Transcriber, dev: DevSet, *, peer: Any, flashlight: Flash
         other = measured.get(name.replace("asr", PEER)) if name.startswith("asr") else None
         rows.append([name, f"{ms:.2f}", percent(rate), f"{other[0] / ms:.2f} times as fast" if other else ""])
     header = [f"{dev.name}, median of {num_runs} runs", "ms per 10 s of audio", "WER", f"against {PEER}, same beam"]
-    return f"\n## Speed\n\n{table(header, rows)}{at_equal_wer(measured)}"
+    return f"\n## Speed\n\n{table(header, rows)}{''.join(at_equal_wer(measured, name) for name in (PEER, LEXICON_PEER))}"
 
 
-def at_equal_wer(measured: dict[str, tuple[float, float]]) -> str:
+def at_equal_wer(measured: dict[str, tuple[float, float]], peer: str) -> str:
     """Say how much faster our fastest beam is that is no worse than the peer's best."""
-    theirs = [(rate, ms, name) for name, (ms, rate) in measured.items() if name.startswith(PEER)]
+    theirs = [(rate, ms, name) for name, (ms, rate) in measured.items() if name.startswith(peer)]
     if not theirs:
         return ""
     rate, their_ms, their_name = min(theirs)

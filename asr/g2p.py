@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from asr.lexicon import Lexicon
-from asr.lm import END_ID, LanguageModel, train
+from asr.lm import END_ID, LanguageModel, load, train
 
 MAX_SOUNDS = 2  # of one letter: x is ks; in sh the s is S and the h is silent
 NUM_ITERATIONS = 10
@@ -78,9 +79,16 @@ def pronounce(model: LanguageModel, word: str, *, num_best: int = 1) -> list[str
     return pronunciations[:num_best]
 
 
-def complete(lexicon: Lexicon, words: Iterable[str], model: LanguageModel) -> Lexicon:
-    """Return the lexicon with the most probable pronunciation of each of `words` that it lacks. Raises G2PError."""
+def complete(lexicon: Lexicon, words: Iterable[str], path: Path) -> Lexicon:
+    """Return the lexicon with the most probable pronunciation of each of `words` that it lacks by the model in the file at `path`, if there is one.
+
+    Raises G2PError and LanguageModelError.
+    """
     missing = lexicon.missing(" ".join(words))
+    if not missing or not path.exists():
+        return lexicon
+    model = load(path)
+    logger.info("%d words that the lexicon lacks are pronounced by rule, such as %s", len(missing), ", ".join(missing[:5]))
     return Lexicon((*lexicon.words, *missing), (*lexicon.pronunciations, *(pronounce(model, word)[0] for word in missing)))
 
 

@@ -43,7 +43,6 @@ from asr.data import Batch, SpeechDataset, collate, epoch_batches, utterance_see
 from asr.features import LogMel
 from asr.g2p import complete
 from asr.lexicon import Lexicon, read_lexicon, write_lexicon
-from asr.lm import load as load_lm
 from asr.logmel import FeatureConfig, num_frames
 from asr.manifest import Utterance, read_manifest
 from asr.model import AcousticModel, ModelConfig, output_length
@@ -336,10 +335,7 @@ def _read_lexicon(config: TrainConfig, run_dir: Path, utterances: Sequence[Utter
     source = run_dir if resume else Path(config.lexicon).parent if config.lexicon else load_model_folder(config.init).path
     lexicon = read_lexicon(config.lexicon if config.lexicon and not resume else source / LEXICON_NAME)
     words = {word for utterance in utterances for word in utterance.text.split()}
-    if (source / G2P_NAME).exists() and (missing := lexicon.missing(" ".join(words))):
-        lexicon = complete(lexicon, missing, load_lm(source / G2P_NAME))
-        logger.info("%d words that the lexicon lacks are pronounced by rule, such as %s", len(missing), ", ".join(f"{w} {lexicon.first[w]}" for w in missing[:5]))
-    return lexicon
+    return complete(lexicon, words, source / G2P_NAME)
 
 
 def _read_all(paths: Sequence[str]) -> list[Utterance]:

@@ -264,8 +264,7 @@ def folder_lexicon(folder: ModelFolder, words: Iterable[str] = ()) -> Lexicon | 
     lexicon = read_lexicon(path)
     if foreign := set(lexicon.sounds.tokens).difference(folder.sounds.tokens):
         raise CheckpointError(f"{path}: sounds that the network does not write: {' '.join(sorted(foreign))}; it writes {' '.join(folder.sounds.tokens[2:])}")
-    g2p = folder.path / G2P_NAME
-    return complete(lexicon, words, load_lm(g2p)) if lexicon.missing(" ".join(words)) and g2p.exists() else lexicon
+    return complete(lexicon, words, folder.path / G2P_NAME)
 
 
 def cut(blocks: Iterable[np.ndarray], vad: Vad) -> Iterator[Piece]:

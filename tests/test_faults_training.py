@@ -223,15 +223,20 @@ def test_sigterm_loses_only_the_steps_since_the_last_save(tones: Tones, tmp_path
     assert weights_hash(run_dir) == weights_hash(tmp_path / "whole")
 
 
-def test_a_full_disk_ends_training_with_the_states_sound(tones: Tones, tmp_path: Path) -> None:
-    config = random_config(tones(), epochs=2, num_workers=0)
-    train(config, tmp_path / "whole")
-    run_dir = tmp_path / "full"
+def stop_after_two_steps(config: TrainConfig, run_dir: Path) -> str:
+    """Leave a run with a state; return the hash of its weights."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         stop_at_step(monkeypatch, 2)
         with pytest.raises(Stop):
             train(config, run_dir)
-    before = weights_hash(run_dir)
+    return weights_hash(run_dir)
+
+
+def test_a_full_disk_ends_training_with_the_states_sound(tones: Tones, tmp_path: Path) -> None:
+    config = random_config(tones(), epochs=2, num_workers=0)
+    train(config, tmp_path / "whole")
+    run_dir = tmp_path / "full"
+    before = stop_after_two_steps(config, run_dir)
     size = max(path.stat().st_size for path in run_dir.glob("state-*.pt"))
     child = start_child(train_in_child, config, run_dir, size // 2)  # a write beyond it fails, as on a full disk
     child.join(60)
@@ -255,11 +260,7 @@ def test_a_disk_that_is_really_full_ends_training_with_the_states_sound(tones: T
     config = random_config(tones(), epochs=2, num_workers=0)
     train(config, tmp_path / "whole")
     run_dir = small_disk / "run"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        stop_at_step(monkeypatch, 2)
-        with pytest.raises(Stop):
-            train(config, run_dir)
-    before = weights_hash(run_dir)
+    before = stop_after_two_steps(config, run_dir)
     with open(small_disk / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(4096)):
             pass

@@ -159,19 +159,21 @@ def beam_search(
     if lexicon is not None and not isinstance(lexicon, Lexicon):
         lexicon = _spelling_lexicon(tuple(lexicon))
     trie = _lexicon_trie(vocabulary, lm, lexicon, float(unknown_penalty))
+    automaton = _hotword_automaton(vocabulary, tuple((hotwords or {}).items()))
     scorer = search.Scorer(
         vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
         float(alpha) if lm else 0.0,
         float(beta) if lm else 0.0,
         unknown_bonus,
+        automaton[-1],
         *trie[:-1],
         *_model_arrays(lm),
-        *_hotword_automaton(vocabulary, tuple((hotwords or {}).items())),
+        *automaton[:-1],
     )
     log_blank_threshold = math.log(blank_threshold) if blank_threshold > 0 else -math.inf
     pruning = search.Pruning(int(beam_size), float(beam_threshold), float(token_threshold), log_blank_threshold, num_best == 1)
     num_searched = int((log_probs[:, BLANK_ID] <= log_blank_threshold).sum())
-    work = _work_memory(num_searched, beam_size, len(vocabulary) - 1 + int(np.diff(scorer.lexicon_first_entry).max(initial=1)))
+    work = _work_memory(num_searched, beam_size, len(vocabulary), int(np.diff(scorer.lexicon_first_entry).max(initial=1)))
     results = np.empty(len(work.candidates), search.RESULT)
     count = _compiled_search()(log_probs, scorer, pruning, work, results)
     return _hypotheses(log_probs, vocabulary, work.prefixes, results[:count], num_best, trie[-1] if isinstance(lexicon, Lexicon) else None)
@@ -187,18 +189,19 @@ def _compiled_search() -> Callable[..., int]:
         0.0,
         0.0,
         0.0,
+        0.0,
         *_lexicon_trie(vocabulary, None, None, 0.0)[:-1],
         *_model_arrays(None),
-        *_hotword_automaton(vocabulary, ()),
+        *_hotword_automaton(vocabulary, ())[:-1],
     )
     pruning = search.Pruning(1, 0.0, 0.0, 0.0, False)
-    example = (np.zeros((1, 1), np.float32), scorer, pruning, _work_memory(1, 1, 1), np.empty(1, search.RESULT))
+    example = (np.zeros((1, 1), np.float32), scorer, pruning, _work_memory(1, 1, 1, 1), np.empty(1, search.RESULT))
     return native.load(search, "search", example)
 
 
-def _work_memory(num_frames: int, beam_size: int, num_choices: int) -> search.Work:
-    """num_choices: the most candidates that one prefix makes, itself and those with one token more."""
-    num_candidates = beam_size * num_choices
+def _work_memory(num_frames: int, beam_size: int, num_tokens: int, num_alike: int) -> search.Work:
+    """num_alike: the most words that sound or are spelled alike."""
+    num_candidates = beam_size * (num_tokens - 1 + num_alike)  # those of a prefix: itself, a token more, or a word of the lexicon ended
     table_size = 2 ** (2 * num_candidates).bit_length()
     return search.Work(
         prefixes=np.empty(1 + num_frames * beam_size, search.PREFIX),
@@ -206,8 +209,11 @@ def _work_memory(num_frames: int, beam_size: int, num_choices: int) -> search.Wo
         candidates=np.empty(num_candidates, search.ENTRY),
         longer=np.empty(num_candidates, search.PREFIX),
         scores=np.empty(num_candidates),
+        ranked=np.empty(num_candidates),
         table=np.empty(table_size, np.int32),
         frame=np.full(table_size, NONE, np.int32),
+        order=np.empty(num_tokens, np.int32),
+        counts=np.empty(search.NUM_BINS, np.int64),
     )
 
 
@@ -372,8 +378,8 @@ def _pronounced(lexicon: Lexicon, hotwords: tuple[tuple[str, float], ...]) -> di
 @lru_cache(maxsize=4)
 def _hotword_automaton(
     vocabulary: Vocabulary, hotwords: tuple[tuple[str, float], ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the hotword_ fields of search.Scorer: an automaton that finds the phrases, each from a space to a space.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+    """Return the hotword_ fields of search.Scorer, hotword_gain last: an automaton that finds the phrases, each from a space to a space.
 
     Aho and Corasick 1975, "Efficient string matching: an aid to bibliographic search": a state is the longest beginning of a phrase
     that the tokens so far end with.
@@ -411,4 +417,6 @@ def _hotword_automaton(
             fallback[child] = int(following[state, token])
             following[state, token] = child
             queue.append(child)
-    return following, np.array(depth, np.int32), np.array(outlook), np.array(bonus)
+    outlooks, bonuses = np.array(outlook), np.array(bonus)
+    gain = float((outlooks[following] + bonuses[following] - outlooks[:, None]).max()) + 1e-9 if hotwords else 0.0
+    return following, np.array(depth, np.int32), outlooks, bonuses, gain

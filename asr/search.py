@@ -34,10 +34,21 @@ PREFIX = np.dtype(
     ],
     align=True,
 )
-# A prefix in the beam: the log-probability of its paths that end in a blank, and of those that end in its last token.
+# A prefix in the beam, a cache line long: the log-probability of its paths that end in a blank, and of those that end in its last token.
 ENTRY = np.dtype(
-    [("prefix", np.int32), ("blank", np.float64), ("token", np.float64), ("score", np.float64)], align=True
+    [
+        ("prefix", np.int32),
+        ("last", np.int32),  # its last token
+        ("blank", np.float64),
+        ("token", np.float64),
+        ("either", np.float64),  # the two together
+        ("fixed", np.float64),  # what the prefix scores beside them
+        ("ceiling", np.float64),  # the most that this can be with one token more, other than the space
+        ("future", np.int64),  # the same for prefixes whose longer ones will score alike
+    ],
+    align=True,
 )
+NUM_BINS = 128  # of scores between the best and the beam's threshold
 RESULT = np.dtype(
     [("prefix", np.int32), ("entry", np.int32), ("acoustic", np.float64), ("lm", np.float64), ("score", np.float64)],
     align=True,
@@ -51,6 +62,7 @@ class Scorer(NamedTuple):
     alpha: float
     word_bonus: float
     unknown_bonus: float  # for words outside the lexicon, -inf forbids them
+    hotword_gain: float  # the most that a token adds by hotwords, 0 without any
     lexicon_first_child: Any
     lexicon_token: Any
     lexicon_first_entry: Any  # those of node n are first_entry[n] to first_entry[n + 1] - 1
@@ -86,21 +98,24 @@ class Work(NamedTuple):
     candidates: Any  # (beam_size * (V + words alike),) ENTRY: first the beam's own, then those with one token more
     longer: Any  # as many PREFIX: what each candidate would be as a prefix, if it is new
     scores: Any  # as many
+    ranked: Any  # as many
     table: Any  # (2 ** k,), twice as many at least: candidates by a hash of what their future depends on
     frame: Any  # (2 ** k,): in which frame each was entered
+    order: Any  # (V,): the tokens worth a try, the most probable first
+    counts: Any  # (NUM_BINS,): candidates by score
 
 
 def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results: Any) -> int:
     """Search the most probable prefixes of `log_probs` (T', V), write them to `results` unsorted and return how many there are."""
     _root(work.prefixes[0], scorer)
-    work.beam[0].prefix = 0
-    work.beam[0].blank = 0.0
+    _enter(work.beam[0], 0, work.prefixes[0], scorer)
+    work.beam[0].blank = work.beam[0].either = 0.0
     work.beam[0].token = -math.inf
     size = num_prefixes = 1
     for t in range(log_probs.shape[0]):
         if log_probs[t, BLANK] > pruning.blank_threshold:
             for s in range(size):
-                work.beam[s].blank = _add(work.beam[s].blank, work.beam[s].token) + log_probs[t, BLANK]
+                work.beam[s].blank = work.beam[s].either = work.beam[s].either + log_probs[t, BLANK]
                 work.beam[s].token = -math.inf
         else:
             count = _extend_beam(log_probs[t], scorer, pruning, work, size)
@@ -138,25 +153,52 @@ def _add(a: float, b: float) -> float:
     return a if b == -math.inf else a + math.log1p(math.exp(b - a))
 
 
+def _enter(entry: Any, index: int, prefix: Any, scorer: Scorer) -> None:
+    """Fill in what an entry says of its prefix."""
+    entry.prefix = index
+    entry.last = prefix.token
+    known = scorer.alpha * prefix.lm + prefix.bonus
+    entry.fixed = known + prefix.outlook
+    # A word's outlook gets worse with every token, unless the word turns into an unknown one.
+    unknown = scorer.alpha * scorer.lexicon_best[NONE] + (scorer.unknown_bonus if scorer.hotword_gain == 0.0 else 0.0)
+    entry.ceiling = known + max(prefix.outlook, unknown) + scorer.hotword_gain
+    future = _mix(prefix.lm_state, prefix.lexicon)
+    future = _mix(future, prefix.token)
+    future = _mix(future, prefix.hotword)
+    entry.future = _mix(future, prefix.word_length)
+
+
+def _mix(a: int, b: int) -> int:
+    """Return a hash of two numbers."""
+    mixed = (a ^ (a >> 29)) * 0x1B873593CC9E2D51 + b
+    return (mixed ^ (mixed >> 32)) * 0x2545F4914F6CDD1D
+
+
 def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size: int) -> int:
-    """Fill in the candidates for the next beam and return their number."""
+    """Fill in the candidates for the next beam and return their number, without those that are sure to be left out of it."""
+    best = -math.inf
     for s in range(size):
         entry, candidate = work.beam[s], work.candidates[s]
-        entry.score = _add(entry.blank, entry.token)
-        candidate.prefix = entry.prefix
-        candidate.blank = entry.score + frame[BLANK]
-        candidate.token = entry.token + frame[work.prefixes[entry.prefix].token]
+        work.candidates[s] = entry
+        candidate.blank = entry.either + frame[BLANK]
+        candidate.token = entry.token + frame[entry.last]
+        candidate.either = _add(candidate.blank, candidate.token)
+        best = max(best, candidate.either + candidate.fixed)
+    work.counts[:] = 0
+    bins_per_nat = NUM_BINS / pruning.beam_threshold
+    for s in range(size):
+        _count(work.counts, (best - work.candidates[s].either - work.candidates[s].fixed) * bins_per_nat)
     count = size
-    for token in range(1, len(frame)):
-        if frame[token] < pruning.token_threshold:
-            continue
+    for i in range(_order(frame, pruning.token_threshold, work.order)):
+        token = work.order[i]
+        cutoff = best - _width(work.counts, pruning.beam_size) / bins_per_nat
         for s in range(size):
             entry = work.beam[s]
-            prefix = work.prefixes[entry.prefix]
             # The same token comes again only after a blank.
-            log_prob = (entry.blank if token == prefix.token else entry.score) + frame[token]
-            if log_prob == -math.inf:
+            log_prob = (entry.blank if token == entry.last else entry.either) + frame[token]
+            if log_prob == -math.inf or (token != scorer.space and log_prob + entry.ceiling < cutoff):
                 continue
+            prefix = work.prefixes[entry.prefix]
             first, last = _entries(prefix, token, scorer)
             for word_entry in range(first, last):
                 child = prefix.first_child
@@ -165,65 +207,85 @@ def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size:
                 if child != NONE and work.prefixes[child].slot != NONE:
                     candidate = work.candidates[work.prefixes[child].slot]
                     candidate.token = _add(candidate.token, log_prob)
+                    candidate.either = _add(candidate.blank, candidate.token)
                 elif child != NONE or _lengthen(prefix, entry.prefix, token, word_entry, scorer, work.longer[count]):
                     candidate = work.candidates[count]
-                    candidate.prefix = child
+                    _enter(candidate, child, work.longer[count] if child == NONE else work.prefixes[child], scorer)
                     candidate.blank = -math.inf
-                    candidate.token = log_prob
-                    count += 1
+                    candidate.token = candidate.either = log_prob
+                    if log_prob + candidate.fixed >= cutoff:
+                        _count(work.counts, (best - log_prob - candidate.fixed) * bins_per_nat)
+                        count += 1
     for c in range(count):
-        candidate = work.candidates[c]
-        prefix = work.longer[c] if candidate.prefix == NONE else work.prefixes[candidate.prefix]
-        acoustic = _add(candidate.blank, candidate.token)
-        candidate.score = acoustic + scorer.alpha * prefix.lm + prefix.bonus + prefix.outlook
+        work.scores[c] = work.candidates[c].either + work.candidates[c].fixed
     return count
+
+
+def _order(frame: Any, threshold: float, order: Any) -> int:
+    """Write the tokens of a log-probability of `threshold` or more to `order`, the most probable first, and return their number."""
+    count = 0
+    for token in range(1, len(frame)):
+        if frame[token] >= threshold:
+            place = count
+            while place > 0 and frame[order[place - 1]] < frame[token]:
+                order[place] = order[place - 1]
+                place -= 1
+            order[place] = token
+            count += 1
+    return count
+
+
+def _count(counts: Any, place: float) -> None:
+    """Count a score in its bin; not one that is beyond the last, or not a number of bins because there is no threshold."""
+    if place < NUM_BINS:
+        counts[max(0, int(place))] += 1
+
+
+def _width(counts: Any, number: int) -> int:
+    """Return how many bins, from the best on, it takes to hold `number` scores; all of them, if they hold less."""
+    total = 0
+    for i in range(NUM_BINS):
+        total += counts[i]
+        if total >= number:
+            return i + 1
+    return NUM_BINS
 
 
 def _recombine(work: Work, count: int, frame: int) -> None:
     """Give up candidates that another one with the same future is better than, whichever way both go on."""
-    mask = len(work.table) - 1
+    size = 2  # of the part of the table that is used: it stays in the processor's cache
+    while size < 2 * count:
+        size *= 2
     for c in range(count):
-        candidate = work.candidates[c]
-        prefix = work.longer[c] if candidate.prefix == NONE else work.prefixes[candidate.prefix]
-        h = (((prefix.lm_state * 31 + prefix.lexicon) * 31 + prefix.token) * 31 + prefix.hotword) * 31 + prefix.word_length
-        h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & mask
-        while work.frame[h] == frame:
-            other = work.candidates[work.table[h]]
-            rival = work.longer[work.table[h]] if other.prefix == NONE else work.prefixes[other.prefix]
-            if (
-                rival.lm_state == prefix.lm_state
-                and rival.lexicon == prefix.lexicon
-                and rival.token == prefix.token
-                and rival.hotword == prefix.hotword
-                and rival.word_length == prefix.word_length
-            ):
-                if candidate.score > other.score:
-                    work.table[h] = c
-                    candidate, other = other, candidate
-                candidate.score = -math.inf
-                break
-            h = (h + 1) & mask
-        else:
+        future = work.candidates[c].future
+        h = future & (size - 1)
+        while work.frame[h] == frame and work.candidates[work.table[h]].future != future:
+            h = (h + 1) & (size - 1)
+        if work.frame[h] != frame:
             work.frame[h] = frame
             work.table[h] = c
+        elif work.scores[c] > work.scores[work.table[h]]:
+            work.scores[work.table[h]] = -math.inf
+            work.table[h] = c
+        else:
+            work.scores[c] = -math.inf
 
 
 def _keep_best(pruning: Pruning, work: Work, size: int, count: int, num_prefixes: int) -> tuple[int, int]:
     """Make the best candidates the beam; return its size and the number of prefixes."""
     best = -math.inf
     for c in range(count):
-        work.scores[c] = work.candidates[c].score
         best = max(best, work.scores[c])
+        work.ranked[c] = work.scores[c]
     lowest = best - pruning.beam_threshold
     if count > pruning.beam_size:
-        lowest = max(lowest, _kth_largest(work.scores, count, pruning.beam_size))
+        lowest = max(lowest, _kth_largest(work.ranked, count, pruning.beam_size))
     for s in range(size):
         work.prefixes[work.beam[s].prefix].slot = NONE
     size = 0
     for is_tie in (False, True):  # first those above the lowest score, then those that have it, as far as there is room
         for c in range(count):
-            candidate = work.candidates[c]
-            score = candidate.score
+            candidate, score = work.candidates[c], work.scores[c]
             if (score == lowest if is_tie else score > lowest) and score > -math.inf and size < pruning.beam_size:
                 if candidate.prefix == NONE:
                     candidate.prefix = num_prefixes
@@ -366,7 +428,7 @@ def _finish(prefixes: Any, entry: Any, scorer: Scorer, results: Any, count: int)
         result = results[count]
         result.prefix = entry.prefix
         result.entry = word_entry
-        result.acoustic = _add(entry.blank, entry.token)
+        result.acoustic = entry.either
         result.lm = lm
         result.score = result.acoustic + scorer.alpha * lm + bonus
         count += 1

@@ -45,6 +45,7 @@ from asr.g2p import complete
 from asr.lexicon import Lexicon, read_lexicon, write_lexicon
 from asr.logmel import FeatureConfig, num_frames
 from asr.manifest import Utterance, read_manifest
+from asr.mmi import bigram, denominator, text_log_probs
 from asr.model import AcousticModel, ModelConfig, output_length
 from asr.muon import Muon
 from asr.storage import remove_leftovers, write_atomically
@@ -75,7 +76,8 @@ class TrainConfig:
     accumulation: pieces a step's batch is cut into, to save memory. learning_rate: the peak, reached after warmup_epochs, then
     falling as a cosine. clip_norm: largest norm of the gradient. ema_decay: of the running average of the weights, which is what is
     validated and saved; 0 turns it off. consistency: weight of the symmetric KL divergence between two differently masked views of an
-    utterance (CR-CTC, Yao et al. 2024); 0 turns it off. init: a model folder to start from, its language model included. patience: validations without a better dev
+    utterance (CR-CTC, Yao et al. 2024); 0 turns it off. mmi: weight of the denominator of lattice-free maximum mutual information
+    (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. init: a model folder to start from, its language model included. patience: validations without a better dev
     WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
     """
 
@@ -100,6 +102,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     consistency: float = 0.0
+    mmi: float = 1.0
     precision: str = "float32"
     device: str = "cpu"
     num_workers: int = 1
@@ -118,7 +121,7 @@ class TrainConfig:
         for name in ("epochs", "batch_s", "accumulation", "learning_rate", "clip_norm", "validate_epochs"):
             if not 0 < getattr(self, name) < math.inf:
                 raise TrainingError(f"{name}: expected more than 0, found {getattr(self, name)!r}")
-        for name in ("seed", "warmup_epochs", "weight_decay", "consistency", "num_workers", "num_threads", "patience"):
+        for name in ("seed", "warmup_epochs", "weight_decay", "consistency", "mmi", "num_workers", "num_threads", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise TrainingError(f"{name}: expected 0 or more, found {getattr(self, name)!r}")
         if not 0 <= self.ema_decay < 1:
@@ -176,6 +179,7 @@ class Run:
     optimisers: list[torch.optim.Optimizer]
     scaler: GradScaler
     train_set: SpeechDataset
+    bigram: Tensor | None
     dev_sets: dict[str, list[Utterance]]
     progress: Progress
     rank: int
@@ -299,6 +303,7 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         optimisers=optimisers,
         scaler=scaler,
         train_set=train_set,
+        bigram=bigram(train_set.sounds, len(sounds)).to(device) if sounds and config.mmi else None,
         dev_sets=_read_dev_sets(config.dev_manifests, vocabulary),
         progress=progress,
         rank=rank,
@@ -547,7 +552,7 @@ def _step(run: Run, pieces: Sequence[Batch], *, num_utterances: int, num_tokens:
 
 
 def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
-    """Return the summed CTC loss of a piece, that of the pronunciations included, with consistency regularisation if it is on.
+    """Return the summed CTC loss of a piece, with the MMI loss of its pronunciations and consistency regularisation if they are on.
 
     CR-CTC: the CTC loss averaged over two views of each utterance under different masks, plus `consistency` times the symmetric KL
     divergence between their frames' distributions, each pulled towards the other held fixed.
@@ -568,6 +573,9 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
     loss = ctc_loss(log_probs[..., :size], output_lengths, tokens, token_lengths=token_lengths, names=names).sum() / views
     if config.sounds:
         loss = loss + ctc_loss(log_probs[..., size:], output_lengths, sounds, token_lengths=sound_lengths, names=names).sum() / views
+    if run.bigram is not None:
+        others = denominator(log_probs[..., size:], output_lengths, run.bigram) - text_log_probs(sounds, sound_lengths, run.bigram)
+        loss = loss + config.mmi * others.sum() / views
     if config.consistency:
         first, second = log_probs.chunk(2)  # (2 B, T', V) -> 2 x (B, T', V)
         inside = torch.arange(first.shape[1], device=first.device)[None, :] < output_lengths.chunk(2)[0][:, None]

@@ -20,7 +20,7 @@ from asr.text import normalise
 from asr.transcribe import Transcriber, folder_lexicon, folder_lm
 from asr.wer import ErrorCounts, align_words, count_word_errors, expected_calibration_error
 
-ALPHA, BETA, UNKNOWN_PENALTY = (0.2, 1.4), (0.0, 4.0), (4.0, 25.0)  # what is drawn from, uniformly
+ALPHA, BETA, UNKNOWN_PENALTY = (0.2, 1.4), (-3.0, 4.0), (2.0, 25.0)  # what is drawn from
 MIN_WORDS = 50  # fewer say nothing about confidence
 
 
@@ -49,7 +49,7 @@ class Tuning:
 def tune(
     model: str | os.PathLike[str], manifest_paths: Sequence[str | os.PathLike[str]], *, num_trials: int = 60, beam_size: int = 100, seed: int = 0
 ) -> Tuning:
-    """Try greedy decoding and `num_trials` of beam search with weights drawn at random; calibrate the confidence of the best.
+    """Try greedy decoding and `num_trials` of beam search with weights drawn at random, the later ones near the best; calibrate the confidence of the best.
 
     Raises DecoderError for a model folder without a language model, and the errors of manifests and audio.
     """
@@ -61,19 +61,24 @@ def tune(
     transcriber = Transcriber(model, decoder=DecoderConfig())
     log_probs = transcriber.log_probs([read_utterance(utterance) for utterance in utterances])
     references = [normalise(utterance.text) for utterance in utterances]
-    rng = np.random.default_rng(seed)
     lexicon = folder_lexicon(folder)
-    configs = [DecoderConfig()]
-    for _ in range(num_trials):
-        alpha, beta, penalty = (round(float(rng.uniform(*limits)), 3) for limits in (ALPHA, BETA, UNKNOWN_PENALTY))
-        configs.append(DecoderConfig("beam", beam_size, alpha, beta, penalty))
-    trials = []
-    for config in configs:
+
+    def try_out(config: DecoderConfig) -> Trial:
         counts = ErrorCounts()
         for reference, array in zip(references, log_probs, strict=True):
             found = decode(array, folder.vocabulary, config, lm=lm, lexicon=lexicon, sounds=folder.sounds)
             counts += count_word_errors(reference, found.text)
-        trials.append(Trial(config, counts.rate))
+        return Trial(config, counts.rate)
+
+    rng = np.random.default_rng(seed)
+    low, high = np.transpose([ALPHA, BETA, UNKNOWN_PENALTY])
+    trials = [try_out(DecoderConfig())]
+    for number in range(num_trials):
+        weights = rng.uniform(low, high)
+        if number >= num_trials // 2:  # the second half of the trials looks around the best so far
+            best = min(trials, key=lambda trial: trial.wer).config
+            weights = rng.normal([best.alpha, best.beta, best.unknown_penalty], (high - low) / 12).clip(low, high)
+        trials.append(try_out(DecoderConfig("beam", beam_size, *(round(float(weight), 3) for weight in weights))))
     trials.sort(key=lambda trial: -trial.wer)
     transcriber.decoder, transcriber.lm, transcriber.lexicon = trials[-1].config, lm, lexicon
     scored = [_scored_words(transcriber, array, reference) for array, reference in zip(log_probs, references, strict=True)]

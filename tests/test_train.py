@@ -25,14 +25,14 @@ import torch
 from conftest import SENTENCES
 
 import asr.data
+import asr.lm
 import asr.train
 from asr.augment import AugmentConfig
 from asr.checkpoint import CheckpointError, load_model_folder, load_network, load_training_state
 from asr.data import epoch_batches, utterance_seed
-from asr.decoder import greedy_decode
+from asr.decoder import beam_search, greedy_decode
 from asr.g2p import train_g2p
 from asr.lexicon import Lexicon, LexiconError, read_lexicon, write_lexicon
-from asr.lm import save as save_lm
 from asr.logmel import FeatureConfig
 from asr.manifest import Utterance, read_manifest, read_utterance
 from asr.model import ModelConfig
@@ -141,22 +141,26 @@ def test_eight_utterances_are_learnt_by_heart(
     load_network(folder)
 
 
-def test_spelling_and_pronunciation_are_learnt_beside_each_other(tones: Tones, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mmi", [0.0, 1.0])
+def test_spelling_and_pronunciation_are_learnt_beside_each_other(mmi: float, tones: Tones, tmp_path: Path) -> None:
     manifest, dev = tones(repeat=8), tones(name="dev")
     words = sorted(set(" ".join(SENTENCES).split()))
     lexicon = Lexicon(tuple(words), tuple(word.upper()[::-1] for word in words))  # the "sounds" of a word: its letters from the end
     write_lexicon(lexicon, tmp_path / "lexicon.txt")
     model = ModelConfig(num_mels=40, num_layers=1, hidden_size=48, conv_channels=48, dropout=0.0, num_sounds=len(lexicon.sounds))
     config = small_config(
-        manifest, dev_manifests=(str(dev),), lexicon=str(tmp_path / "lexicon.txt"), sounds=lexicon.sounds.tokens, model=model, epochs=25, validate_epochs=25, batch_s=8.0, learning_rate=6e-3, warmup_epochs=1.0
+        manifest, dev_manifests=(str(dev),), lexicon=str(tmp_path / "lexicon.txt"), sounds=lexicon.sounds.tokens, model=model, epochs=25, validate_epochs=25, batch_s=8.0, learning_rate=6e-3, warmup_epochs=1.0, mmi=mmi
     )  # fmt: skip
     result = train(config, tmp_path / "run")
     assert result.dev_wer == 0.0
     transcriber = Transcriber(result.model_dir)
     assert transcriber.sounds == lexicon.sounds
-    utterances = read_manifest(dev)
+    utterances, lm = read_manifest(dev), asr.lm.train(SENTENCES, order=2)
     for utterance, log_probs in zip(utterances, transcriber.log_probs([read_utterance(u) for u in utterances]), strict=True):
-        assert greedy_decode(log_probs[:, len(transcriber.vocabulary) :], lexicon.sounds).text == lexicon.pronounce(utterance.text)
+        heard = log_probs[:, len(transcriber.vocabulary) :]
+        if not mmi:  # with it the network says no more than a language model needs
+            assert greedy_decode(heard, lexicon.sounds).text == lexicon.pronounce(utterance.text)
+        assert beam_search(heard, lexicon.sounds, lm=lm, alpha=1.0, beta=0.0, lexicon=lexicon)[0].text == utterance.text
     settings = {"sounds": config.sounds, "model": model, "epochs": 1, "learning_rate": 1e-12}
     again = train(small_config(manifest, init=str(result.model_dir), **settings), tmp_path / "again")  # with the lexicon that is there
     source = load_network(load_model_folder(result.model_dir)).state_dict()
@@ -172,7 +176,7 @@ def test_words_without_pronunciation_are_named_unless_a_model_of_letters_and_sou
     config = small_config(manifest, lexicon=str(tmp_path / "lexicon.txt"), sounds=lexicon.sounds.tokens, model=model, epochs=1)
     with pytest.raises(LexiconError, match=r"'train2'.*bab"):
         train(config, tmp_path / "run")
-    save_lm(train_g2p([("ab", "AB"), ("ba", "BA"), ("aa", "AA"), ("bb", "BB")]), tmp_path / "g2p.safetensors")
+    asr.lm.save(train_g2p([("ab", "AB"), ("ba", "BA"), ("aa", "AA"), ("bb", "BB")]), tmp_path / "g2p.safetensors")
     result = train(config, tmp_path / "run")
     assert read_lexicon(result.model_dir / "lexicon.txt").first == {**lexicon.first, "bab": "BAB"}
     resumed = train(dataclasses.replace(config), tmp_path / "run", resume=True)

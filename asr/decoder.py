@@ -160,13 +160,16 @@ def beam_search(
         lexicon = _spelling_lexicon(tuple(lexicon))
     trie = _lexicon_trie(vocabulary, lm, lexicon, float(unknown_penalty))
     automaton = _hotword_automaton(vocabulary, tuple((hotwords or {}).items()))
+    following = trie[2] if lexicon is not None else np.full_like(trie[2], -1)  # an unknown word goes on with any token
     scorer = search.Scorer(
         vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
         float(alpha) if lm else 0.0,
         float(beta) if lm else 0.0,
         unknown_bonus,
         automaton[-1],
-        *trie[:-1],
+        *trie[:2],
+        following,
+        *trie[3:-1],
         *_model_arrays(lm),
         *automaton[:-1],
     )
@@ -214,6 +217,8 @@ def _work_memory(num_frames: int, beam_size: int, num_tokens: int, num_alike: in
         frame=np.full(table_size, NONE, np.int32),
         order=np.empty(num_tokens, np.int32),
         counts=np.empty(search.NUM_BINS, np.int64),
+        first_child=np.empty(beam_size, np.int32),
+        next_child=np.empty(beam_size, np.int32),
     )
 
 
@@ -307,7 +312,7 @@ def _spelling_lexicon(words: tuple[str, ...]) -> Lexicon:
 @lru_cache(maxsize=4)
 def _lexicon_trie(
     vocabulary: Vocabulary, lm: LanguageModel | None, lexicon: Lexicon | None, unknown_penalty: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Return the lexicon_ fields of search.Scorer, a trie over tokens, and the text of each entry.
 
     The lexicon is by default the language model's words. Those that the vocabulary cannot spell are left out.
@@ -345,7 +350,10 @@ def _lexicon_trie(
     texts = [words[i] for i in rows[by_node]]
     ids = ids[by_node]
     bonus = np.where((ids == UNKNOWN_ID) & (lm is not None), -unknown_penalty, 0.0)
-    return first_child.astype(np.int32), tokens, first_entry.astype(np.int32), ids, bonus, best, texts
+    following = np.zeros(2 + len(parent), np.int64)
+    np.bitwise_or.at(following, parent, np.left_shift(np.int64(1), tokens[1:] & 63, dtype=np.int64))
+    following[NONE] = -1  # of unknown words
+    return first_child.astype(np.int32), tokens, following, first_entry.astype(np.int32), ids, bonus, best, texts
 
 
 def _spelled(words: Sequence[str], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
@@ -378,7 +386,7 @@ def _pronounced(lexicon: Lexicon, hotwords: tuple[tuple[str, float], ...]) -> di
 @lru_cache(maxsize=4)
 def _hotword_automaton(
     vocabulary: Vocabulary, hotwords: tuple[tuple[str, float], ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
     """Return the hotword_ fields of search.Scorer, hotword_gain last: an automaton that finds the phrases, each from a space to a space.
 
     Aho and Corasick 1975, "Efficient string matching: an aid to bibliographic search": a state is the longest beginning of a phrase
@@ -419,4 +427,7 @@ def _hotword_automaton(
             queue.append(child)
     outlooks, bonuses = np.array(outlook), np.array(bonus)
     gain = float((outlooks[following] + bonuses[following] - outlooks[:, None]).max()) + 1e-9 if hotwords else 0.0
-    return following, np.array(depth, np.int32), outlooks, bonuses, gain
+    depths = np.array(depth, np.int32)
+    bits = np.left_shift(np.int64(1), np.arange(len(vocabulary)) & 63, dtype=np.int64)
+    inside = np.bitwise_or.reduce(np.where(depths[following] > 1, bits, 0), axis=1)
+    return following, inside, depths, outlooks, bonuses, gain

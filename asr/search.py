@@ -20,8 +20,6 @@ PREFIX = np.dtype(
     [
         ("parent", np.int32),
         ("token", np.int32),
-        ("first_child", np.int32),  # its longer prefixes met so far, as a linked list
-        ("next_sibling", np.int32),
         ("slot", np.int32),  # its place in the beam
         ("lexicon", np.int32),  # node of its unfinished last word, NONE if that begins no word of the lexicon
         ("word_length", np.int32),  # tokens of the unfinished word
@@ -34,20 +32,24 @@ PREFIX = np.dtype(
     ],
     align=True,
 )
-# A prefix in the beam, a cache line long: the log-probability of its paths that end in a blank, and of those that end in its last token.
+# A prefix in the beam: the log-probability of its paths that end in a blank, and of those that end in its last token.
 ENTRY = np.dtype(
     [
         ("prefix", np.int32),
-        ("last", np.int32),  # its last token
+        ("parent", np.int32),  # of the prefix, as are the next two
+        ("last", np.int32),
+        ("word", np.int32),
         ("blank", np.float64),
         ("token", np.float64),
         ("either", np.float64),  # the two together
         ("fixed", np.float64),  # what the prefix scores beside them
         ("ceiling", np.float64),  # the most that this can be with one token more, other than the space
+        ("following", np.int64),  # bit t % 64 is set if token t may follow inside a word
         ("future", np.int64),  # the same for prefixes whose longer ones will score alike
     ],
     align=True,
 )
+NEGLIGIBLE = 37.0  # nats; what is so much smaller is lost in a sum's rounding
 NUM_BINS = 128  # of scores between the best and the beam's threshold
 RESULT = np.dtype(
     [("prefix", np.int32), ("entry", np.int32), ("acoustic", np.float64), ("lm", np.float64), ("score", np.float64)],
@@ -65,6 +67,7 @@ class Scorer(NamedTuple):
     hotword_gain: float  # the most that a token adds by hotwords, 0 without any
     lexicon_first_child: Any
     lexicon_token: Any
+    lexicon_following: Any  # as int64: bit t % 64 is set if token t leads from the node to another; the last, [NONE], is that of unknown words
     lexicon_first_entry: Any  # those of node n are first_entry[n] to first_entry[n + 1] - 1
     lexicon_word: Any  # id of an entry's word in the language model
     lexicon_bonus: Any  # of an entry, 0 or less if the language model does not know it
@@ -75,6 +78,7 @@ class Scorer(NamedTuple):
     lm_backoff: Any
     lm_suffix: Any
     hotword_next: Any  # (states, V): state after a token
+    hotword_following: Any  # as lexicon_following
     hotword_depth: Any  # tokens matched
     hotword_outlook: Any  # credit for a phrase begun
     hotword_bonus: Any  # for the phrases that end here
@@ -103,6 +107,8 @@ class Work(NamedTuple):
     frame: Any  # (2 ** k,): in which frame each was entered
     order: Any  # (V,): the tokens worth a try, the most probable first
     counts: Any  # (NUM_BINS,): candidates by score
+    first_child: Any  # (beam_size,): of the entries whose prefix is an entry's with one token more, the first
+    next_child: Any  # (beam_size,): the next with the same parent
 
 
 def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results: Any) -> int:
@@ -131,8 +137,6 @@ def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results
 def _root(prefix: Any, scorer: Scorer) -> None:
     prefix.parent = NONE
     prefix.token = BLANK
-    prefix.first_child = NONE
-    prefix.next_sibling = NONE
     prefix.slot = 0
     prefix.lexicon = 0
     prefix.word_length = 0
@@ -150,18 +154,21 @@ def _add(a: float, b: float) -> float:
     """Return ln(e^a + e^b)."""
     if a < b:
         a, b = b, a
-    return a if b == -math.inf else a + math.log1p(math.exp(b - a))
+    return a if b < a - NEGLIGIBLE or b == -math.inf else a + math.log1p(math.exp(b - a))
 
 
 def _enter(entry: Any, index: int, prefix: Any, scorer: Scorer) -> None:
     """Fill in what an entry says of its prefix."""
     entry.prefix = index
+    entry.parent = prefix.parent
     entry.last = prefix.token
+    entry.word = prefix.entry
     known = scorer.alpha * prefix.lm + prefix.bonus
     entry.fixed = known + prefix.outlook
     # A word's outlook gets worse with every token, unless the word turns into an unknown one.
     unknown = scorer.alpha * scorer.lexicon_best[NONE] + (scorer.unknown_bonus if scorer.hotword_gain == 0.0 else 0.0)
     entry.ceiling = known + max(prefix.outlook, unknown) + scorer.hotword_gain
+    entry.following = scorer.lexicon_following[prefix.lexicon] | scorer.hotword_following[prefix.hotword]
     future = _mix(prefix.lm_state, prefix.lexicon)
     future = _mix(future, prefix.token)
     future = _mix(future, prefix.hotword)
@@ -176,6 +183,14 @@ def _mix(a: int, b: int) -> int:
 
 def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size: int) -> int:
     """Fill in the candidates for the next beam and return their number, without those that are sure to be left out of it."""
+    for s in range(size):
+        work.first_child[s] = NONE
+    for s in range(size):
+        parent = work.beam[s].parent
+        slot = work.prefixes[parent].slot if parent != NONE else NONE
+        if slot != NONE:
+            work.next_child[s] = work.first_child[slot]
+            work.first_child[slot] = s
     best = -math.inf
     for s in range(size):
         entry, candidate = work.beam[s], work.candidates[s]
@@ -196,21 +211,27 @@ def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size:
             entry = work.beam[s]
             # The same token comes again only after a blank.
             log_prob = (entry.blank if token == entry.last else entry.either) + frame[token]
-            if log_prob == -math.inf or (token != scorer.space and log_prob + entry.ceiling < cutoff):
+            if log_prob == -math.inf:
                 continue
             prefix = work.prefixes[entry.prefix]
+            if token == scorer.space:
+                ceiling = scorer.alpha * prefix.lm + prefix.bonus + max(scorer.word_bonus, 0.0) + scorer.hotword_gain
+            else:
+                ceiling = entry.ceiling if entry.following >> (token & 63) & 1 else -math.inf
+            if log_prob + ceiling < cutoff or ceiling == -math.inf:
+                continue
             first, last = _entries(prefix, token, scorer)
             for word_entry in range(first, last):
-                child = prefix.first_child
-                while child != NONE and (work.prefixes[child].token != token or work.prefixes[child].entry != word_entry):
-                    child = work.prefixes[child].next_sibling
-                if child != NONE and work.prefixes[child].slot != NONE:
-                    candidate = work.candidates[work.prefixes[child].slot]
+                child = work.first_child[s]
+                while child != NONE and (work.beam[child].last != token or work.beam[child].word != word_entry):
+                    child = work.next_child[child]
+                if child != NONE:
+                    candidate = work.candidates[child]
                     candidate.token = _add(candidate.token, log_prob)
                     candidate.either = _add(candidate.blank, candidate.token)
-                elif child != NONE or _lengthen(prefix, entry.prefix, token, word_entry, scorer, work.longer[count]):
+                elif _lengthen(prefix, entry.prefix, token, word_entry, scorer, work.longer[count]):
                     candidate = work.candidates[count]
-                    _enter(candidate, child, work.longer[count] if child == NONE else work.prefixes[child], scorer)
+                    _enter(candidate, NONE, work.longer[count], scorer)
                     candidate.blank = -math.inf
                     candidate.token = candidate.either = log_prob
                     if log_prob + candidate.fixed >= cutoff:
@@ -290,9 +311,6 @@ def _keep_best(pruning: Pruning, work: Work, size: int, count: int, num_prefixes
                 if candidate.prefix == NONE:
                     candidate.prefix = num_prefixes
                     work.prefixes[num_prefixes] = work.longer[c]
-                    new = work.prefixes[num_prefixes]
-                    new.next_sibling = work.prefixes[new.parent].first_child
-                    work.prefixes[new.parent].first_child = num_prefixes
                     num_prefixes += 1
                 work.prefixes[candidate.prefix].slot = size
                 work.beam[size] = candidate
@@ -338,7 +356,6 @@ def _lengthen(old: Any, parent: int, token: int, entry: int, scorer: Scorer, new
     new.parent = parent
     new.token = token
     new.entry = entry
-    new.first_child = NONE
     new.slot = NONE
     new.lm_state = old.lm_state
     new.lm = old.lm

@@ -181,24 +181,32 @@ def _mix(a: int, b: int) -> int:
     return (mixed ^ (mixed >> 32)) * 0x2545F4914F6CDD1D
 
 
-def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size: int) -> int:
-    """Fill in the candidates for the next beam and return their number, without those that are sure to be left out of it."""
+def _stay(frame: Any, work: Work, size: int) -> float:
+    """Make the beam's own prefixes the first candidates, link those that are another's with one token more, and return the best score."""
+    best = -math.inf
     for s in range(size):
         work.first_child[s] = NONE
     for s in range(size):
-        parent = work.beam[s].parent
-        slot = work.prefixes[parent].slot if parent != NONE else NONE
+        entry, candidate = work.beam[s], work.candidates[s]
+        slot = work.prefixes[entry.parent].slot if entry.parent != NONE else NONE
         if slot != NONE:
             work.next_child[s] = work.first_child[slot]
             work.first_child[slot] = s
-    best = -math.inf
-    for s in range(size):
-        entry, candidate = work.beam[s], work.candidates[s]
         work.candidates[s] = entry
         candidate.blank = entry.either + frame[BLANK]
         candidate.token = entry.token + frame[entry.last]
         candidate.either = _add(candidate.blank, candidate.token)
         best = max(best, candidate.either + candidate.fixed)
+    return best
+
+
+def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size: int) -> int:
+    """Fill in the candidates for the next beam and return their number.
+
+    Longer prefixes that score less than the beam's worst are not made, and where one of them is in the beam already, what so improbable
+    a path adds to it is lost.
+    """
+    best = _stay(frame, work, size)
     work.counts[:] = 0
     bins_per_nat = NUM_BINS / pruning.beam_threshold
     for s in range(size):
@@ -209,16 +217,14 @@ def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size:
         cutoff = best - _width(work.counts, pruning.beam_size) / bins_per_nat
         for s in range(size):
             entry = work.beam[s]
+            prefix = work.prefixes[entry.prefix]
             # The same token comes again only after a blank.
             log_prob = (entry.blank if token == entry.last else entry.either) + frame[token]
-            if log_prob == -math.inf:
-                continue
-            prefix = work.prefixes[entry.prefix]
             if token == scorer.space:
                 ceiling = scorer.alpha * prefix.lm + prefix.bonus + max(scorer.word_bonus, 0.0) + scorer.hotword_gain
             else:
                 ceiling = entry.ceiling if entry.following >> (token & 63) & 1 else -math.inf
-            if log_prob + ceiling < cutoff or ceiling == -math.inf:
+            if log_prob + ceiling < cutoff or log_prob + ceiling == -math.inf:
                 continue
             first, last = _entries(prefix, token, scorer)
             for word_entry in range(first, last):

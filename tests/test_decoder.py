@@ -146,6 +146,18 @@ def test_of_words_that_sound_alike_the_language_model_takes_the_likelier(text: s
     assert decode(both, ENGLISH, DecoderConfig(), **settings).text == "a whatever"[: len(sounds) - 1].replace("_", "")
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_sixty_more_tokens_that_are_never_said_change_nothing(seed: int, case: str) -> None:
+    log_probs = random_log_probs(np.random.default_rng(seed), 5, 4)
+    large = Vocabulary((*SMALL.tokens[:3], *(chr(0x410 + i) for i in range(63)), "b"))  # "a" is token 2 and "b" token 66
+    padded = np.full((5, len(large)), -np.inf, np.float32)
+    padded[:, [0, 1, 2, 66]] = log_probs
+    settings = {{"model": "lm"}.get(name, name): value for name, value in CASES[case].items()}
+    found, expected = ({h.text: h.score for h in beam_search(*of, **EXACT, **settings)} for of in ((padded, large), (log_probs, SMALL)))
+    assert found == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("case", [name for name in CASES if "model" in name])
 @pytest.mark.parametrize("seed", range(12))
 def test_the_best_alone_is_one_of_all_and_lacks_paths_at_most(seed: int, case: str) -> None:

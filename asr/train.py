@@ -69,7 +69,7 @@ class TrainingError(ValueError):
 class TrainConfig:
     """Everything a run depends on. Manifests are paths; the vocabulary is ENGLISH unless `vocabulary` gives its tokens.
 
-    sounds: tokens of a second vocabulary, in which the network learns to write the words' pronunciations beside their spellings, with a CTC
+    sounds: tokens of a second vocabulary, in which the network learns to write the words' pronunciations beside their spellings, with a
     loss of their own; lexicon: the file that they are in, by default that of `init`.
     epochs: passes over the data, the last at a learning rate of almost zero. batch_s: seconds of audio a step, padding counted, over all
     processes. optimiser: "muon" for the weights of the convolutions and the recurrent layers, with AdamW for the rest, or "adamw" for all.

@@ -56,7 +56,7 @@ EXACT: dict[str, Any] = {
 }
 TOLERANCE = 1e-5
 NUM_SMALL_MODELS = 20
-BEAM_SIZES = (10, 30, 100)
+BEAM_SIZES = (10, 100, 400)
 AGREEMENT_BEAM = 100
 OUR_THRESHOLDS = {"beam_prune_logp": -15.0, "token_min_logp": -6.0}  # beam_search's defaults, in the peer's names
 WIDE_THRESHOLDS = {"beam_prune_logp": -20.0, "token_min_logp": -9.0}

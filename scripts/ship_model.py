@@ -27,7 +27,7 @@ from asr.tune import tune
 CARD = """# english
 
 Writes down English speech: lower-case words, no punctuation, numbers spelled out. A stacked bidirectional GRU with {layers} layers of {hidden} units a
-direction on 80 log-mel bins, {parameters:,} parameters, trained with CTC to write letters and pronunciations on {hours} hours of openly licensed speech by
+direction on 80 log-mel bins, {parameters:,} parameters, trained with CTC and maximum mutual information to write letters and pronunciations on {hours} hours of openly licensed speech by
 `recipes/english/train.py` ({epochs} epochs, {steps} steps, seed {seed}, in the last of the runs that `recipes/english/README.md` tells of).
 
 ## Error rates

@@ -48,7 +48,9 @@ def main() -> None:
         sounds=sounds,
         lexicon=str(arguments.lexicon),
         model=ModelConfig(dropout=0.3, num_sounds=len(sounds)),
-        augment=AugmentConfig(noise_probability=0.2, freq_width=20, time_masks_per_s=0.5, time_width=25, time_share=0.2),
+        augment=AugmentConfig(
+            speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15), noise_probability=0.2, freq_width=20, time_masks_per_s=0.5, time_width=25, time_share=0.2
+        ),  # fmt: skip
         epochs=arguments.epochs,
         batch_s=arguments.batch_seconds,
         learning_rate=arguments.learning_rate,

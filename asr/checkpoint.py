@@ -2,7 +2,8 @@
 
 A model folder holds config.json (schema version, features, network), vocabulary.json, model.safetensors and README.md, the model card; and,
 where it has a language model, lm.safetensors and decoder.json, the settings of the search; and, where the network writes pronunciations too,
-sounds.json, their vocabulary, lexicon.txt, and g2p.safetensors, which finds the pronunciations of words that this lacks.
+sounds.json, their vocabulary, lexicon.txt, and g2p.safetensors, which finds the pronunciations of words that this lacks. A shipped model may
+use those of another.
 Reading one runs no code from it. `load_model_folder` needs numpy only; torch is loaded where a network or a training state is made.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +57,13 @@ class ModelFolder:
     info: dict[str, Any]
     decoder: dict[str, Any]
     sounds: Vocabulary | None = None
+
+    def part(self, name: str) -> Path:
+        """Return where a file of the search lies, or would: in the folder or, if it is not there, in the shipped model that info names as "decoder_of"."""
+        shared = self.info.get("decoder_of")
+        if not (self.path / name).exists() and isinstance(shared, str) and re.fullmatch(r"\w[\w-]*", shared):
+            return MODELS_DIR / shared / name
+        return self.path / name
 
     @property
     def frame_s(self) -> float:
@@ -116,8 +125,8 @@ def copy_decoder(source: ModelFolder, target: str | os.PathLike[str]) -> None:
     """Put the decoder settings, language model and lexicon of one model folder, as far as it has them, into another, which need not be there yet."""
     Path(target).mkdir(parents=True, exist_ok=True)
     for name in (DECODER_NAME, LM_NAME, LEXICON_NAME, G2P_NAME):
-        if (source.path / name).exists():
-            write_atomically(Path(target) / name, (source.path / name).read_bytes())
+        if (path := source.part(name)).exists():
+            write_atomically(Path(target) / name, path.read_bytes())
 
 
 def load_weights(folder: ModelFolder) -> dict[str, np.ndarray]:

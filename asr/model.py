@@ -76,6 +76,7 @@ class AcousticModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.dropout = config.dropout
         sizes = [config.num_mels] + [config.conv_channels] * num_convolutions(config)
         self.convs = nn.ModuleList(nn.Conv1d(a, b, KERNEL, stride=2) for a, b in pairwise(sizes))
         width = config.hidden_size * (2 if config.bidirectional else 1)
@@ -97,7 +98,7 @@ class AcousticModel(nn.Module):
         encoder_lengths = output_lengths // self.config.outputs_per_frame
         reversal = reversed_positions(encoder_lengths, x.shape[0]) if self.config.bidirectional else None  # (T'', B, 1)
         for norm, layer in zip(self.norms, self.layers, strict=False):
-            x = layer(F.dropout(norm(x), self.config.dropout, self.training), reversal)
+            x = layer(F.dropout(norm(x), self.dropout, self.training), reversal)
         return self._classify(x), output_lengths
 
     def step(self, features: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -125,7 +126,7 @@ class AcousticModel(nn.Module):
 
     def _classify(self, x: Tensor) -> Tensor:
         """Return log_probs (B, T', V + S) of the encoder's output (T'', B, C)."""
-        x = F.dropout(self.norms[-1](x), self.config.dropout, self.training).transpose(0, 1)  # (T'', B, C) -> (B, T'', C)
+        x = F.dropout(self.norms[-1](x), self.dropout, self.training).transpose(0, 1)  # (T'', B, C) -> (B, T'', C)
         logits = self.output(x).float()  # (B, T'', outputs_per_frame (V + S))
         sizes = [self.config.vocabulary_size, self.config.num_sounds] if self.config.num_sounds else [self.config.vocabulary_size]
         parts = logits.reshape(x.shape[0], -1, sum(sizes)).split(sizes, dim=2)

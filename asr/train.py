@@ -75,7 +75,7 @@ class TrainConfig:
     processes. optimiser: "muon" for the weights of the convolutions and the recurrent layers, with AdamW for the rest, or "adamw" for all.
     accumulation: pieces a step's batch is cut into, to save memory. learning_rate: the peak, reached after warmup_epochs, then
     falling as a cosine. clip_norm: largest norm of the gradient. ema_decay: of the running average of the weights, which is what is
-    validated and saved; 0 turns it off. consistency: weight of the symmetric KL divergence between two differently masked views of an
+    validated and saved; 0 turns it off. anneal_dropout: from the middle of the run on dropout falls to 0 in a straight line. consistency: weight of the symmetric KL divergence between two differently masked views of an
     utterance (CR-CTC, Yao et al. 2024); 0 turns it off. mmi: weight of the denominator of lattice-free maximum mutual information
     (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. init: a model folder to start from, its language model included. patience: validations without a better dev
     WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
@@ -101,6 +101,7 @@ class TrainConfig:
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    anneal_dropout: bool = False
     consistency: float = 0.0
     mmi: float = 1.0
     precision: str = "float32"
@@ -222,6 +223,11 @@ def learning_rate(config: TrainConfig, epochs_done: float) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
+def dropout(config: TrainConfig, epochs_done: float) -> float:
+    """Return the dropout after `epochs_done` epochs."""
+    return config.model.dropout * (min(1.0, 2 - 2 * epochs_done / config.epochs) if config.anneal_dropout else 1.0)
+
+
 # --- starting ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -337,10 +343,14 @@ def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim
 
 def _read_lexicon(config: TrainConfig, run_dir: Path, utterances: Sequence[Utterance], *, resume: bool) -> Lexicon:
     """Return the lexicon, with words of the utterances that it lacks as the model of letters and sounds beside it, if there is one, says them."""
-    source = run_dir if resume else Path(config.lexicon).parent if config.lexicon else load_model_folder(config.init).path
-    lexicon = read_lexicon(config.lexicon if config.lexicon and not resume else source / LEXICON_NAME)
+    if resume or config.lexicon:
+        lexicon_path = run_dir / LEXICON_NAME if resume else Path(config.lexicon)
+        g2p_path = lexicon_path.parent / G2P_NAME
+    else:
+        folder = load_model_folder(config.init)
+        lexicon_path, g2p_path = folder.part(LEXICON_NAME), folder.part(G2P_NAME)
     words = {word for utterance in utterances for word in utterance.text.split()}
-    return complete(lexicon, words, source / G2P_NAME)
+    return complete(read_lexicon(lexicon_path), words, g2p_path)
 
 
 def _read_all(paths: Sequence[str]) -> list[Utterance]:
@@ -518,6 +528,7 @@ def _step(run: Run, pieces: Sequence[Batch], *, num_utterances: int, num_tokens:
     """One update of the weights: the gradient of the loss a token over the step's whole batch, guarded, clipped, applied, averaged."""
     config, progress = run.config, run.progress
     run.network.train()
+    run.network.dropout = dropout(config, epochs_done)
     rate = learning_rate(config, epochs_done)
     for optimiser in run.optimisers:
         optimiser.zero_grad(set_to_none=True)

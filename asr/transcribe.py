@@ -249,7 +249,7 @@ def folder_decoder(folder: ModelFolder) -> DecoderConfig:
 
 def folder_lm(folder: ModelFolder) -> LanguageModel | None:
     """Return the language model of a model folder, if it has one. Raises LanguageModelError."""
-    path = folder.path / LM_NAME
+    path = folder.part(LM_NAME)
     return load_lm(path) if path.exists() else None
 
 
@@ -258,13 +258,13 @@ def folder_lexicon(folder: ModelFolder, words: Iterable[str] = ()) -> Lexicon | 
 
     Raises LexiconError, G2PError and CheckpointError.
     """
-    path = folder.path / LEXICON_NAME
+    path = folder.part(LEXICON_NAME)
     if folder.sounds is None or not path.exists():
         return None
     lexicon = read_lexicon(path)
     if foreign := set(lexicon.sounds.tokens).difference(folder.sounds.tokens):
         raise CheckpointError(f"{path}: sounds that the network does not write: {' '.join(sorted(foreign))}; it writes {' '.join(folder.sounds.tokens[2:])}")
-    return complete(lexicon, words, folder.path / G2P_NAME)
+    return complete(lexicon, words, folder.part(G2P_NAME))
 
 
 def cut(blocks: Iterable[np.ndarray], vad: Vad) -> Iterator[Piece]:

@@ -21,14 +21,14 @@ from asr.decoder import DecoderConfig
 from asr.evaluate import evaluate_manifest, results_table
 from asr.lexicon import read_lexicon, write_lexicon
 from asr.lm import load, save
-from asr.transcribe import Transcriber, folder_lexicon
+from asr.transcribe import Transcriber, folder_lexicon, folder_lm
 from asr.tune import tune
 
-CARD = """# english
+CARD = """# {name}
 
-Writes down English speech: lower-case words, no punctuation, numbers spelled out. A stacked bidirectional GRU with {layers} layers of {hidden} units a
+Writes down English speech: lower-case words, no punctuation, numbers spelled out. A stacked {directions} GRU with {layers} layers of {hidden} units a
 direction on 80 log-mel bins, {parameters:,} parameters, trained with CTC and maximum mutual information to write letters and pronunciations on {hours} hours of openly licensed speech by
-`recipes/english/train.py` ({epochs} epochs, {steps} steps, seed {seed}, in the last of the runs that `recipes/english/README.md` tells of).
+`recipes/{recipe}/train.py` ({epochs} epochs, {steps} steps, seed {seed}, in the last of the runs that `recipes/{recipe}/README.md` tells of).
 
 ## Error rates
 
@@ -76,7 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="model folder, such as runs/english/best")
     parser.add_argument("manifests", type=Path, nargs="+", help="dev manifests")
-    parser.add_argument("--lm", type=Path, required=True, help="language model written by `asr lm train`")
+    parser.add_argument("--lm", type=Path, help="language model written by `asr lm train`")
+    parser.add_argument("--decoder-of", default="", metavar="MODEL", help="shipped model whose language model, lexicon and g2p this one uses, instead of its own")
     parser.add_argument("--lexicon", type=Path, help="for a network that writes pronunciations: written by recipes/english/lexicon.py")
     parser.add_argument("--g2p", type=Path, help="the model of letters and sounds that it wrote too")
     parser.add_argument("--tune", type=Path, nargs="+", required=True, help="dev manifests to tune the decoder on")
@@ -85,16 +86,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=MODELS_DIR / "english", help="default: %(default)s")
     arguments = parser.parse_args()
 
+    if bool(arguments.lm) == bool(arguments.decoder_of):
+        parser.error("expected --lm or --decoder-of")
     folder = load_model_folder(arguments.model)
-    network, lm = load_network(folder), load(arguments.lm)
+    network = load_network(folder)
+    info = folder.info | ({"decoder_of": arguments.decoder_of} if arguments.decoder_of else {})
 
     def write(card: str) -> None:
         save_model_folder(
-            arguments.out, network, features=folder.features, vocabulary=folder.vocabulary, sounds=folder.sounds, info=folder.info, card=card
+            arguments.out, network, features=folder.features, vocabulary=folder.vocabulary, sounds=folder.sounds, info=info, card=card
         )
 
     write("")
-    save(lm, arguments.out / LM_NAME)
+    if arguments.lm:
+        save(load(arguments.lm), arguments.out / LM_NAME)
     if arguments.lexicon:
         write_lexicon(read_lexicon(arguments.lexicon), arguments.out / LEXICON_NAME)
     if arguments.g2p:
@@ -107,8 +112,13 @@ def main() -> None:
         tables[name] = results_table([evaluate_manifest(transcriber, path) for path in arguments.manifests])
         for path in arguments.manifests:
             tables[name] = tables[name].replace(str(path), path.stem)
-    lexicon = folder_lexicon(load_model_folder(arguments.out))
+    shipped = load_model_folder(arguments.out)
+    lm, lexicon = folder_lm(shipped), folder_lexicon(shipped)
+    assert lm is not None, "tune found it"
     card = CARD.format(
+        name=arguments.out.name,
+        directions="bidirectional" if folder.network["bidirectional"] else "one-directional",
+        recipe="english" if folder.network["bidirectional"] else "streaming",
         words=len(lexicon.first) if lexicon else len(lm.words),
         layers=folder.network["num_layers"],
         hidden=folder.network["hidden_size"],

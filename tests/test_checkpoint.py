@@ -18,6 +18,7 @@ import torch
 from asr.checkpoint import (
     SCHEMA_VERSION,
     CheckpointError,
+    copy_decoder,
     find_model,
     load_model_folder,
     load_network,
@@ -162,6 +163,16 @@ def test_a_model_that_writes_pronunciations_has_their_vocabulary(tmp_path: Path)
     (tmp_path / "sounds.json").unlink()
     with pytest.raises(CheckpointError, match=r"sounds\.json"):
         load_model_folder(tmp_path)
+
+
+def test_a_model_that_names_a_shipped_one_searches_with_its_language_model_and_lexicon(tmp_path: Path) -> None:
+    live, english = load_model_folder("english-live"), load_model_folder("english")
+    assert live.part("lm.safetensors") == english.path / "lm.safetensors" and live.part("decoder.json").parent == live.path
+    assert not (live.path / "lm.safetensors").exists()
+    copy_decoder(live, tmp_path / "copy")  # as a run that starts from it does
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"decoder.json", "lm.safetensors", "lexicon.txt", "g2p.safetensors"}
+    elsewhere = dataclasses.replace(live, info={"decoder_of": "../english"})
+    assert elsewhere.part("lm.safetensors").parent == live.path  # a name, never a path
 
 
 def test_weights_that_are_not_finite_are_neither_read_nor_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

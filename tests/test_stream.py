@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from conftest import spoken_tones, write_tones
 from test_recipes import RECIPES, audio_bytes, run_recipe, write_pack, write_tar
 
+from asr import encoder
 from asr.audio import SAMPLE_RATE, load_audio, write_wav
 from asr.checkpoint import load_model_folder, load_network, save_model_folder
 from asr.cli import main
@@ -30,6 +31,7 @@ from asr.model import AcousticModel, ModelConfig
 from asr.stream import LiveError, LiveRecogniser, Result, _Steps, load_streaming_network, microphone, paced
 from asr.text import ENGLISH
 from asr.transcribe import Transcriber
+from asr.wer import count_word_errors
 
 EXAMPLE = Path(__file__).parent / "data" / "sense_and_sensibility.wav"
 RUNNING = FeatureConfig(normalisation="running")
@@ -103,6 +105,22 @@ def test_features_of_pieces_are_those_of_the_whole(num_samples: int) -> None:
     assert found.shape == (num_frames(num_samples, RUNNING), 80)
     assert np.abs(found - log_mel(waveform, RUNNING)).max() < 1e-5
     assert np.abs(found - whole[0].numpy()).max() < 1e-4
+
+
+def test_the_live_model_that_ships_hears_in_pieces_what_it_hears_in_the_whole() -> None:
+    waveform = np.concatenate([load_audio(EXAMPLE), silence(1.0)])
+    network = load_streaming_network("english-live")
+    assert network is not None
+    features = log_mel(waveform, load_model_folder("english-live").features)
+    features = features[: len(features) // 8 * 8]
+    whole, _ = encoder.step(network, features)
+    first, state = encoder.step(network, features[:40])
+    second, _ = encoder.step(network, features[40:], state)
+    assert np.abs(np.concatenate([first, second]) - whole).max() < 1e-5
+    found = listen("english-live", blocks_of(waveform))
+    reference = "unless to be rather cold hearted and rather selfish is to be ill disposed"
+    assert count_word_errors(reference, " ".join(texts(found))).rate < 0.6
+    assert any(not result.final and result.segment.text for _, result in found)
 
 
 def test_running_normalisation_is_that_of_the_frames_so_far_with_the_prior_s_before_them() -> None:

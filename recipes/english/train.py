@@ -49,14 +49,20 @@ def main() -> None:
         lexicon=str(arguments.lexicon),
         model=ModelConfig(dropout=0.3, num_sounds=len(sounds)),
         augment=AugmentConfig(
-            speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15), noise_probability=0.2, freq_width=20, time_masks_per_s=0.5, time_width=25, time_share=0.2
-        ),  # fmt: skip
+            speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
+            noise_probability=0.2,
+            freq_width=20,
+            time_masks_per_s=0.5,
+            time_width=25,
+            time_share=0.2,
+        ),
         epochs=arguments.epochs,
         batch_s=arguments.batch_seconds,
         learning_rate=arguments.learning_rate,
         warmup_epochs=0.1,
         validate_epochs=arguments.validate_epochs,
         ema_decay=0.998,
+        anneal_dropout=True,
         precision="bfloat16",
         device=arguments.device,
         num_threads=arguments.threads,

@@ -238,7 +238,7 @@ def align(audio: str, text: str, model: str, format_: str, threads: int) -> None
 
 
 @main.command()
-@click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, or a model folder.")
+@click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, english-live for the least delay, or a model folder.")
 @click.option("--file", "file", type=click.Path(), help="Listen to this audio file, as if it were spoken now, instead of to a microphone.")
 @click.option("--speed", type=click.FloatRange(0, min_open=True), default=1.0, help="How many times as fast to play the file.")
 @click.option("--device", help="The microphone's number or part of its name, as `python -m sounddevice` lists them. [default: the system's]")
@@ -588,7 +588,7 @@ def lm_score(model: str, texts: tuple[str, ...]) -> None:
 @click.argument("manifests", nargs=-1, required=True, metavar="MANIFEST...")
 @click.option("--model", default="english", metavar="MODEL", help="Model folder with a language model; the best settings are written into it.")
 @click.option("--lm", "lm_path", type=click.Path(dir_okay=False), help="First put this language model into the model folder.")
-@click.option("--trials", type=click.IntRange(1), default=60, help="Settings to try, drawn at random.")
+@click.option("--trials", type=click.IntRange(1), default=60, help="Settings to try: half drawn at random, half near the best of these.")
 @click.option("--beam-size", type=click.IntRange(1, 10_000), default=100, help="Prefixes kept.")
 @click.option("--seed", type=click.IntRange(0), default=0)
 def lm_tune(manifests: tuple[str, ...], model: str, lm_path: str | None, trials: int, beam_size: int, seed: int) -> None:

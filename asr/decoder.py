@@ -160,16 +160,13 @@ def beam_search(
         lexicon = _spelling_lexicon(tuple(lexicon))
     trie = _lexicon_trie(vocabulary, lm, lexicon, float(unknown_penalty))
     automaton = _hotword_automaton(vocabulary, tuple((hotwords or {}).items()))
-    following = trie[2] if lexicon is not None else np.full_like(trie[2], -1)  # an unknown word goes on with any token
     scorer = search.Scorer(
         vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
         float(alpha) if lm else 0.0,
         float(beta) if lm else 0.0,
         unknown_bonus,
         automaton[-1],
-        *trie[:2],
-        following,
-        *trie[3:-1],
+        *trie[:-1],
         *_model_arrays(lm),
         *automaton[:-1],
     )
@@ -352,7 +349,7 @@ def _lexicon_trie(
     bonus = np.where((ids == UNKNOWN_ID) & (lm is not None), -unknown_penalty, 0.0)
     following = np.zeros(2 + len(parent), np.int64)
     np.bitwise_or.at(following, parent, np.left_shift(np.int64(1), tokens[1:] & 63, dtype=np.int64))
-    following[NONE] = -1  # of unknown words
+    following[NONE if lexicon is not None else slice(None)] = -1  # an unknown word may go on with any token, and begin as a known one
     return first_child.astype(np.int32), tokens, following, first_entry.astype(np.int32), ids, bonus, best, texts
 
 

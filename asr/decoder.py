@@ -128,7 +128,7 @@ def beam_search(
     lexicon: Lexicon | Sequence[str] | None = None,
     hotwords: Mapping[str, float] | None = None,
     beam_threshold: float = 15.0,
-    token_threshold: float = -6.0,
+    token_threshold: float = -5.0,
     blank_threshold: float = 0.999,
 ) -> list[Hypothesis]:
     """Return the `num_best` best texts of `log_probs` (T', V), best first, each summed over all its paths.

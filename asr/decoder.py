@@ -159,16 +159,14 @@ def beam_search(
     if lexicon is not None and not isinstance(lexicon, Lexicon):
         lexicon = _spelling_lexicon(tuple(lexicon))
     trie = _lexicon_trie(vocabulary, lm, lexicon, float(unknown_penalty))
-    automaton = _hotword_automaton(vocabulary, tuple((hotwords or {}).items()))
     scorer = search.Scorer(
         vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
         float(alpha) if lm else 0.0,
         float(beta) if lm else 0.0,
         unknown_bonus,
-        automaton[-1],
         *trie[:-1],
         *_model_arrays(lm),
-        *automaton[:-1],
+        *_hotword_automaton(vocabulary, tuple((hotwords or {}).items())),
     )
     log_blank_threshold = math.log(blank_threshold) if blank_threshold > 0 else -math.inf
     pruning = search.Pruning(int(beam_size), float(beam_threshold), float(token_threshold), log_blank_threshold, num_best == 1)
@@ -189,10 +187,9 @@ def _compiled_search() -> Callable[..., int]:
         0.0,
         0.0,
         0.0,
-        0.0,
         *_lexicon_trie(vocabulary, None, None, 0.0)[:-1],
         *_model_arrays(None),
-        *_hotword_automaton(vocabulary, ())[:-1],
+        *_hotword_automaton(vocabulary, ()),
     )
     pruning = search.Pruning(1, 0.0, 0.0, 0.0, False)
     example = (np.zeros((1, 1), np.float32), scorer, pruning, _work_memory(1, 1, 1, 1), np.empty(1, search.RESULT))
@@ -383,8 +380,8 @@ def _pronounced(lexicon: Lexicon, hotwords: tuple[tuple[str, float], ...]) -> di
 @lru_cache(maxsize=4)
 def _hotword_automaton(
     vocabulary: Vocabulary, hotwords: tuple[tuple[str, float], ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
-    """Return the hotword_ fields of search.Scorer, hotword_gain last: an automaton that finds the phrases, each from a space to a space.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the hotword_ fields of search.Scorer: an automaton that finds the phrases, each from a space to a space.
 
     Aho and Corasick 1975, "Efficient string matching: an aid to bibliographic search": a state is the longest beginning of a phrase
     that the tokens so far end with.
@@ -423,8 +420,8 @@ def _hotword_automaton(
             following[state, token] = child
             queue.append(child)
     outlooks, bonuses = np.array(outlook), np.array(bonus)
-    gain = float((outlooks[following] + bonuses[following] - outlooks[:, None]).max()) + 1e-9 if hotwords else 0.0
+    gains = (outlooks + bonuses)[following].max(axis=1) - outlooks
     depths = np.array(depth, np.int32)
     bits = np.left_shift(np.int64(1), np.arange(len(vocabulary)) & 63, dtype=np.int64)
     inside = np.bitwise_or.reduce(np.where(depths[following] > 1, bits, 0), axis=1)
-    return following, inside, depths, outlooks, bonuses, gain
+    return following, inside, gains, depths, outlooks, bonuses

@@ -64,7 +64,6 @@ class Scorer(NamedTuple):
     alpha: float
     word_bonus: float
     unknown_bonus: float  # for words outside the lexicon, -inf forbids them
-    hotword_gain: float  # the most that a token adds by hotwords, 0 without any
     lexicon_first_child: Any
     lexicon_token: Any
     lexicon_following: Any  # as int64: bit t % 64 is set if token t leads from the node to another; the last, [NONE], is that of unknown words
@@ -79,6 +78,7 @@ class Scorer(NamedTuple):
     lm_suffix: Any
     hotword_next: Any  # (states, V): state after a token
     hotword_following: Any  # as lexicon_following
+    hotword_gain: Any  # the most that a token adds
     hotword_depth: Any  # tokens matched
     hotword_outlook: Any  # credit for a phrase begun
     hotword_bonus: Any  # for the phrases that end here
@@ -166,8 +166,10 @@ def _enter(entry: Any, index: int, prefix: Any, scorer: Scorer) -> None:
     known = scorer.alpha * prefix.lm + prefix.bonus
     entry.fixed = known + prefix.outlook
     # A word's outlook gets worse with every token, unless the word turns into an unknown one.
-    unknown = scorer.alpha * scorer.lexicon_best[NONE] + (scorer.unknown_bonus if scorer.hotword_gain == 0.0 else 0.0)
-    entry.ceiling = known + max(prefix.outlook, unknown) + scorer.hotword_gain
+    unknown = scorer.alpha * scorer.lexicon_best[NONE] + scorer.hotword_outlook[prefix.hotword]
+    if scorer.hotword_following[prefix.hotword] == 0:
+        unknown += scorer.unknown_bonus
+    entry.ceiling = known + max(prefix.outlook, unknown) + scorer.hotword_gain[prefix.hotword]
     entry.following = scorer.lexicon_following[prefix.lexicon] | scorer.hotword_following[prefix.hotword]
     future = _mix(prefix.lm_state, prefix.lexicon)
     future = _mix(future, prefix.token)
@@ -221,7 +223,7 @@ def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size:
             # The same token comes again only after a blank.
             log_prob = (entry.blank if token == entry.last else entry.either) + frame[token]
             if token == scorer.space:
-                ceiling = scorer.alpha * prefix.lm + prefix.bonus + max(scorer.word_bonus, 0.0) + scorer.hotword_gain
+                ceiling = scorer.alpha * prefix.lm + prefix.bonus + max(scorer.word_bonus, 0.0) + scorer.hotword_gain[prefix.hotword]
             else:
                 ceiling = entry.ceiling if entry.following >> (token & 63) & 1 else -math.inf
             if log_prob + ceiling < cutoff or log_prob + ceiling == -math.inf:

@@ -281,20 +281,7 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
     if resume:
         progress = _restore(load_training_state(run_dir), config, network, average, optimisers, scaler)
         logger.info("resumed at epoch %d, step %d", progress.epoch, progress.step)
-    tensorboard = None
-    if rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(run_dir)
-        remove_leftovers(run_dir / "best")
-        _trim_log(run_dir / "log.jsonl", progress)
-        if config.init and not resume and (folder := load_model_folder(config.init)).vocabulary == vocabulary:
-            copy_decoder(folder, run_dir / "best")
-        write_atomically(run_dir / "config.json", (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
-        if lexicon is not None:
-            for folder_path in (run_dir, run_dir / "best"):
-                folder_path.mkdir(exist_ok=True)
-                write_lexicon(lexicon, folder_path / LEXICON_NAME)
-        tensorboard = _tensorboard(run_dir, progress.step)
+    tensorboard = _prepare_folder(config, run_dir, progress, vocabulary=vocabulary, lexicon=lexicon, resume=resume) if rank == 0 else None
     wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network
     return Run(
         config=config,
@@ -317,6 +304,24 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         device=device,
         tensorboard=tensorboard,
     )
+
+
+def _prepare_folder(
+    config: TrainConfig, run_dir: Path, progress: Progress, *, vocabulary: Vocabulary, lexicon: Lexicon | None, resume: bool
+) -> Any:
+    """Tidy the run folder up, write what does not change any more, and return the TensorBoard log, if any."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(run_dir)
+    remove_leftovers(run_dir / "best")
+    _trim_log(run_dir / "log.jsonl", progress)
+    if config.init and not resume and (folder := load_model_folder(config.init)).vocabulary == vocabulary:
+        copy_decoder(folder, run_dir / "best")
+    write_atomically(run_dir / "config.json", (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
+    if lexicon is not None:
+        for folder_path in (run_dir, run_dir / "best"):
+            folder_path.mkdir(exist_ok=True)
+            write_lexicon(lexicon, folder_path / LEXICON_NAME)
+    return _tensorboard(run_dir, progress.step)
 
 
 def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim.Optimizer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from asr.checkpoint import (
@@ -106,19 +107,29 @@ def main() -> None:
         save(load(arguments.g2p), arguments.out / G2P_NAME)
     tuning = tune(arguments.out, arguments.tune, num_trials=arguments.trials, beam_size=arguments.beam_size)
     save_decoder_settings(arguments.out, tuning.settings)
-    tables = {}
-    for name, decoder in {"beam": None, "greedy": DecoderConfig()}.items():
-        transcriber = Transcriber(arguments.out, decoder=decoder)
-        tables[name] = results_table([evaluate_manifest(transcriber, path) for path in arguments.manifests])
-        for path in arguments.manifests:
-            tables[name] = tables[name].replace(str(path), path.stem)
-    shipped = load_model_folder(arguments.out)
-    lm, lexicon = folder_lm(shipped), folder_lexicon(shipped)
+    tables = {name: score(arguments.out, arguments.manifests, decoder) for name, decoder in {"beam": None, "greedy": DecoderConfig()}.items()}
+    write(make_card(arguments.out, tables, tuning.calibration_error))
+    print(tables["beam"], tables["greedy"], sep="\n\n")
+
+
+def score(model: Path, manifests: Sequence[Path], decoder: DecoderConfig | None) -> str:
+    """Return a table of the model's results, the manifests by their names."""
+    transcriber = Transcriber(model, decoder=decoder)
+    table = results_table([evaluate_manifest(transcriber, path) for path in manifests])
+    for path in manifests:
+        table = table.replace(str(path), path.stem)
+    return table
+
+
+def make_card(model: Path, tables: Mapping[str, str], calibration_error: float) -> str:
+    folder = load_model_folder(model)
+    lm, lexicon = folder_lm(folder), folder_lexicon(folder)
     assert lm is not None, "tune found it"
-    card = CARD.format(
-        name=arguments.out.name,
-        directions="bidirectional" if folder.network["bidirectional"] else "one-directional",
-        recipe="english" if folder.network["bidirectional"] else "streaming",
+    bidirectional = folder.network["bidirectional"]
+    return CARD.format(
+        name=model.name,
+        directions="bidirectional" if bidirectional else "one-directional",
+        recipe="english" if bidirectional else "streaming",
         words=len(lexicon.first) if lexicon else len(lm.words),
         layers=folder.network["num_layers"],
         hidden=folder.network["hidden_size"],
@@ -129,11 +140,9 @@ def main() -> None:
         seed=folder.info["seed"],
         machine=f"{os.cpu_count()} {platform.machine()} cores",
         lm=f"A word {lm.order}-gram of {sum(lm.num_ngrams):,} n-grams and {len(lm.words):,} words",
-        calibration=tuning.calibration_error,
+        calibration=calibration_error,
         **tables,
     )
-    write(card)
-    print(tables["beam"], tables["greedy"], sep="\n\n")
 
 
 if __name__ == "__main__":

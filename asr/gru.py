@@ -1,26 +1,34 @@
 """A GRU layer's forward and backward pass written out (Cho et al. 2014), for training on a CPU.
 
-torch's own nn.GRU is right, but its backward pass multiplies out the recurrent weights' gradient frame by frame, and it cannot mix
-precisions on a CPU. Here all products that don't wait for the previous frame are one matrix product over the whole sequence, and under
-torch.autocast the products run in bfloat16 with sums, gates and state in float32. A test holds the two together.
+torch's own nn.GRU is right, but its backward pass multiplies out the recurrent weights' gradient frame by frame, it cannot mix
+precisions on a CPU, and a bidirectional layer would need its input and output reversed. Here all products that don't wait for the
+previous frame are one matrix product over the whole sequence and both directions, a frame's gates are one compiled loop
+(asr/layers.py), and under torch.autocast the products run in bfloat16 with sums, gates and state in float32. A test holds the two together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from asr import layers, native
 
-def run_gru(layer: nn.GRU, x: Tensor) -> Tensor:
-    """Return h (T, B, H) of x (T, B, C) by the weights of a one-layer, one-directional nn.GRU, from a state of zeros."""
-    half = torch.is_autocast_enabled("cpu")
+
+def run_gru(cells: Sequence[nn.GRU], x: Tensor, positions: Sequence[Tensor]) -> Tensor:
+    """Return (T, B, D H): the states of D one-layer, one-directional nn.GRUs over x (T, B, C), side by side, from states of zeros.
+
+    positions: for each, (T, B), the frame that it reads, and writes, at each step.
+    """
+    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+    weights = [w for cell in cells for w in (cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0)]
     with torch.autocast("cpu", enabled=False):
-        y: Tensor = _GRU.apply(  # type: ignore[no-untyped-call]
-            x.float(), layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0, torch.bfloat16 if half else torch.float32
-        )
+        y: Tensor = _GRU.apply(x.float(), [p.contiguous() for p in positions], dtype, *weights)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -31,50 +39,75 @@ class _GRU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, u: Tensor, v: Tensor, b: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, positions: list[Tensor], dtype: torch.dtype, *weights: Tensor) -> Tensor:
         num_frames, batch, _ = x.shape
-        size = v.shape[1]
-        x, u, v = x.to(dtype), u.to(dtype), v.to(dtype)
-        inputs = (x.flatten(0, 1) @ u.t()).float().add_(b).view(num_frames, batch, 3 * size)  # (T, B, 3 H)
-        states = x.new_zeros(num_frames + 1, batch, size, dtype=torch.float32)  # h_0 = 0, h_1, ..., h_T
-        gates = torch.empty_like(inputs)  # r, z, n
-        recurrent_n = torch.empty_like(states[1:])  # V_n h + c_n
-        vt = v.t()
-        for t in range(num_frames):
-            h = states[t]
-            recurrent = (h.to(dtype) @ vt).float().add_(c)  # (B, 3 H)
-            rz = torch.sigmoid_(torch.add(inputs[t, :, : 2 * size], recurrent[:, : 2 * size], out=gates[t, :, : 2 * size]))
-            recurrent_n[t] = recurrent[:, 2 * size :]
-            n = torch.addcmul(inputs[t, :, 2 * size :], rz[:, :size], recurrent_n[t], out=gates[t, :, 2 * size :]).tanh_()
-            torch.lerp(n, h, rz[:, size:], out=states[t + 1])
-        ctx.save_for_backward(x, u, v, states, gates, recurrent_n)
-        return states[1:]
+        us, vs, bs, cs = (weights[i::4] for i in range(4))
+        size = vs[0].shape[1]
+        half_x, u = x.to(dtype).flatten(0, 1), torch.cat(us).to(dtype)
+        inputs = half_x @ u.t()  # (T B, D 3 H)
+        y = x.new_empty(num_frames * batch, len(us) * size)
+        kept = []
+        for d, (v, b, c) in enumerate(zip(vs, bs, cs, strict=True)):
+            v = v.to(dtype)
+            bias = torch.cat([b[: 2 * size] + c[: 2 * size], b[2 * size :], c[2 * size :]])
+            states = x.new_zeros((num_frames + 1) * batch, size, dtype=dtype)
+            gates = x.new_empty(num_frames * batch, 4 * size)
+            recurrent = x.new_empty(batch, 3 * size, dtype=dtype)
+            row, h = x.new_empty(2, 3 * size), x.new_zeros(batch, size)
+            step = _bind("gru_frame", d * size, dtype, positions[d], _bits(inputs), _bits(recurrent), bias, row, _bits(row), h, _bits(states), gates, y)
+            vt = v.t()
+            for t in range(num_frames):
+                torch.mm(states[t * batch : (t + 1) * batch], vt, out=recurrent)
+                step(t)
+            kept += [v, states, gates]
+        ctx.save_for_backward(half_x, u, y, *positions, *kept)
+        return y.view(num_frames, batch, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, u, v, states, gates, recurrent_n = ctx.saved_tensors
-        dy, dtype, size = gradients[0].float(), x.dtype, v.shape[1]
-        r, z, n = gates.split(size, dim=2)
-        # What each gate's sum gets from dh, for all frames at once: dh/dn * tanh', dh/dz * sigmoid'; r's follows from n's.
-        from_n = (1 - z) * (1 - n * n)
-        from_z = (states[:-1] - n) * z * (1 - z)
-        r_from_n = recurrent_n * r * (1 - r)
-        sums = torch.empty_like(gates)  # gradients of the gates' sums: r, z, n; for the recurrent product n's counts r times
-        recurrent_sums = torch.empty(gates.shape, dtype=dtype)
-        dh = torch.zeros_like(states[0])
-        for t in range(dy.shape[0] - 1, -1, -1):
-            dh = dh + dy[t]
-            dr, dz, dn = sums[t].split(size, dim=1)  # type: ignore[no-untyped-call]
-            torch.mul(dh, from_n[t], out=dn)
-            torch.mul(dh, from_z[t], out=dz)
-            torch.mul(dn, r_from_n[t], out=dr)
-            recurrent_sums[t, :, : 2 * size] = sums[t, :, : 2 * size]
-            recurrent_sums[t, :, 2 * size :] = dn * r[t]
-            dh = torch.addcmul((recurrent_sums[t] @ v).float(), dh, z[t])
-        flat, recurrent_flat = sums.flatten(0, 1), recurrent_sums.flatten(0, 1)  # (T B, 3 H)
-        half = flat.to(dtype)
-        dx = (half @ u).float().view(*x.shape)
-        du = (half.t() @ x.flatten(0, 1)).float()
-        dv = (recurrent_flat.t() @ states[:-1].flatten(0, 1).to(dtype)).float()
-        return dx, du, dv, flat.sum(0), recurrent_flat.float().sum(0), None
+        half_x, u, y, *rest = ctx.saved_tensors
+        num_directions = len(rest) // 4
+        positions, kept = rest[:num_directions], rest[num_directions:]
+        dy, dtype = gradients[0].float().contiguous(), half_x.dtype
+        num_frames, batch, _ = dy.shape
+        sums = torch.empty(len(half_x), len(u), dtype=dtype)  # gradients of the gates' sums: r, z, n; for the recurrent product n's counts r times
+        recurrent_gradients = []
+        for d, (v, states, gates) in enumerate(zip(kept[::3], kept[1::3], kept[2::3], strict=True)):
+            size = v.shape[1]
+            recurrent_sums = torch.empty(len(half_x), 3 * size, dtype=dtype)
+            product, dh = torch.zeros(batch, size, dtype=dtype), torch.zeros(batch, size)
+            row, dbias = torch.empty(2, 3 * size), torch.zeros(4 * size)
+            step = _bind(
+                "gru_gradient", d * size, dtype, positions[d], dy.flatten(0, 1), y, gates, _bits(product), row, _bits(row), dh,
+                _bits(sums), _bits(recurrent_sums), dbias,
+            )  # fmt: skip
+            for t in reversed(range(num_frames)):
+                step(t)
+                torch.mm(recurrent_sums[t * batch : (t + 1) * batch], v, out=product)
+            dv = (recurrent_sums.t() @ states[: len(half_x)]).float()
+            recurrent_gradients.append((dv, dbias[: 3 * size], torch.cat([dbias[: 2 * size], dbias[3 * size :]])))
+        dx = (sums @ u).float().view(num_frames, batch, -1)
+        dus = (sums.t() @ half_x).float().chunk(num_directions)
+        return dx, None, None, *(g for du, others in zip(dus, recurrent_gradients, strict=True) for g in (du, *others))
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Return the numbers' bits as integers of their size: numpy knows no bfloat16."""
+    return x.view(torch.int16 if x.dtype == torch.bfloat16 else torch.int32)
+
+
+def _bind(name: str, left: int, dtype: torch.dtype, *tensors: Tensor) -> Callable[[int], int]:
+    """Return the loop `name` of asr/layers.py for these arguments, a function of the step; it keeps the tensors alive."""
+    return _loop(name, dtype).bind(left, int(dtype == torch.bfloat16), *(tensor.detach().numpy() for tensor in tensors))
+
+
+@cache
+def _loop(name: str, dtype: torch.dtype) -> native.Loop:
+    matrix, bits = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int16 if dtype == torch.bfloat16 else np.int32)
+    vector, row_bits, positions = np.zeros(1, np.float32), np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int64)
+    if name == "gru_frame":
+        example: tuple[Any, ...] = (positions, bits, bits, vector, matrix, row_bits, matrix, bits, matrix, matrix)
+    else:
+        example = (positions, matrix, matrix, matrix, bits, matrix, row_bits, matrix, bits, bits, vector)
+    return native.load(layers, name, (0, 0, 1, *example), fused=True)

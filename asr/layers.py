@@ -1,6 +1,7 @@
-"""The inner loops of the encoder: plain loops over numbers in flat arrays, to be compiled. asr/encoder.py fills the arrays.
+"""The inner loops of the recurrent layers: plain loops over numbers in arrays, to be compiled.
 
-Each row's sums run in the same order whatever rows stand beside it, so an utterance gets the same bits alone and in any batch.
+For recognition, where asr/encoder.py fills the arrays, each row's sums run in the same order whatever rows stand beside it, so an
+utterance gets the same bits alone and in any batch. For training asr/gru.py does the matrix products, and a frame's gates are here.
 """
 
 from __future__ import annotations
@@ -120,6 +121,94 @@ def update(cell: int, x: Any, s: Any, h: Any, c: Any) -> None:
     else:
         for j in range(size):
             h[j] = max(x[j] + s[j], ZERO)
+
+
+def gru_frame(t: int, left: int, half: int, positions: Any, inputs: Any, recurrent: Any, bias: Any, row: Any, bits: Any, h: Any, states: Any, gates: Any, y: Any) -> int:
+    """Take step t of one direction of a GRU, and keep what its gradient needs.
+
+    positions (T, B): the frame that step t of an utterance reads and writes. inputs (T B, D 3 H): U x of all frames and directions, this
+    direction's from column 3 `left` on; recurrent (B, 3 H): V h; bias (4 H,). h (B, H): the state, replaced by the next one; states
+    ((T + 1) B, H): the same for each step, as the products want it. gates (T B, 4 H): r, z, n and V_n h + c_n. y (T B, D H): the states by
+    frame, this direction's from column `left` on. inputs, recurrent and states are numbers as integers, bfloat16 if half, or float32. row,
+    bits (2, 3 H): memory, the same as float32 and as int32.
+    """
+    num_rows, size = h.shape
+    for b in range(num_rows):
+        frame = positions[t, b] * num_rows + b
+        widen(inputs[frame, 3 * left : 3 * left + 3 * size], half, bits[0])
+        widen(recurrent[b], half, bits[1])
+        x, s, g, state = row[0], row[1], gates[t * num_rows + b], h[b]
+        r, z, n, m = g[:size], g[size : 2 * size], g[2 * size : 3 * size], g[3 * size :]
+        for j in range(2 * size):
+            g[j] = sigmoid(x[j] + s[j] + bias[j])
+        xn, sn, bn, cn = x[2 * size :], s[2 * size :], bias[2 * size : 3 * size], bias[3 * size :]
+        for j in range(size):
+            m[j] = sn[j] + cn[j]
+            n[j] = tanh(xn[j] + bn[j] + r[j] * m[j])
+            state[j] = n[j] + z[j] * (state[j] - n[j])
+        out = y[frame, left : left + size]
+        for j in range(size):
+            out[j] = state[j]
+            x[j] = state[j]
+        narrow(bits[0, :size], half, states[(t + 1) * num_rows + b])
+    return 0
+
+
+def gru_gradient(t: int, left: int, half: int, positions: Any, dy: Any, y: Any, gates: Any, product: Any, row: Any, bits: Any, dh: Any, sums: Any, recurrent_sums: Any, dbias: Any) -> int:
+    """Undo gru_frame's step t: from dy (T B, D H) and what step t + 1 left, the gradients of the gates' sums.
+
+    product (B, H): recurrent_sums of step t + 1 times V; dh (B, H): the rest of what it left, replaced by this step's. sums (T B, D 3 H),
+    by frame, and recurrent_sums (T B, 3 H), by step: of U x and V h; product and these are integers as in gru_frame. dbias (4 H,): added to.
+    """
+    num_rows, size = dh.shape
+    for b in range(num_rows):
+        frame = positions[t, b] * num_rows + b
+        widen(product[b], half, bits[0, :size])
+        p, s, g, carry, d = row[0], row[1], gates[t * num_rows + b], dh[b], dy[frame, left : left + size]
+        r, z, n, m = g[:size], g[size : 2 * size], g[2 * size : 3 * size], g[3 * size :]
+        sr, sz, sn = s[:size], s[size : 2 * size], s[2 * size :]
+        if t:
+            h = y[positions[t - 1, b] * num_rows + b, left : left + size]
+            for j in range(size):
+                sz[j] = h[j] - n[j]
+        else:
+            for j in range(size):
+                sz[j] = -n[j]
+        for j in range(size):
+            whole = carry[j] + p[j] + d[j]
+            sz[j] = whole * sz[j] * z[j] * (ONE - z[j])
+            sn[j] = whole * (ONE - z[j]) * (ONE - n[j] * n[j])
+            sr[j] = sn[j] * m[j] * r[j] * (ONE - r[j])
+            carry[j] = whole * z[j]
+        for j in range(3 * size):
+            dbias[j] += s[j]
+        narrow(bits[1], half, sums[frame, 3 * left : 3 * left + 3 * size])
+        dc = dbias[3 * size :]
+        for j in range(size):
+            sn[j] = sn[j] * r[j]
+            dc[j] += sn[j]
+        narrow(bits[1], half, recurrent_sums[t * num_rows + b])
+    return 0
+
+
+def widen(source: Any, half: int, bits: Any) -> None:
+    """Write numbers, bfloat16 or float32, as float32: a bfloat16 is the upper half of one. All are given as integers of their size."""
+    if half:
+        for j in range(len(bits)):
+            bits[j] = np.int32(source[j]) << 16
+    else:
+        for j in range(len(bits)):
+            bits[j] = source[j]
+
+
+def narrow(bits: Any, half: int, target: Any) -> None:
+    """Write float32 numbers as bfloat16, rounded to the nearest, ties to even, or as they are."""
+    if half:
+        for j in range(len(bits)):
+            target[j] = (bits[j] + 0x7FFF + ((bits[j] >> 16) & 1)) >> 16
+    else:
+        for j in range(len(bits)):
+            target[j] = bits[j]
 
 
 def sigmoid(x: Any) -> Any:

@@ -22,7 +22,7 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 
-def load(module: ModuleType, name: str, example: tuple[Any, ...], *, fused: bool = False) -> Callable[..., int]:
+def load(module: ModuleType, name: str, example: tuple[Any, ...], *, fused: bool = False) -> Loop:
     """Return the function `name` of `module` as machine code for arguments of the types in `example`.
 
     The functions of the module may use numbers, C-contiguous arrays, named tuples of these, and one another, but no Python objects. This
@@ -33,11 +33,11 @@ def load(module: ModuleType, name: str, example: tuple[Any, ...], *, fused: bool
     file_name = f"{module.__name__}.{name}-{_fingerprint(module, (fused, *example))}.o"
     for folder in _folders():
         if code := _read(folder / file_name):
-            return _link(code, example)
+            return Loop(code, example)
     logger.warning("compiling %s.%s for this machine; this happens once and takes a few seconds", module.__name__, name)
     code = _compile(module, name, example, fused)
     _keep(code, file_name)
-    return _link(code, example)
+    return Loop(code, example)
 
 
 def _compile(module: ModuleType, name: str, example: tuple[Any, ...], fused: bool) -> bytes:
@@ -71,25 +71,41 @@ def _machine() -> llvm.TargetMachine:
     )
 
 
-def _link(code: bytes, example: tuple[Any, ...]) -> Callable[..., int]:
-    """Load object code into this process."""
-    symbol, _, binary = code.partition(b"\n")
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(binary))
-    engine.finalize_object()
-    function = ctypes.CFUNCTYPE(ctypes.c_int32)(engine.get_function_address(symbol.decode()))
-    types = _types(example)
+class Loop:
+    """A compiled function. It checks its arguments' types."""
 
-    def call(*arguments: Any) -> int:
-        if _types(arguments) != types:
-            raise TypeError(f"compiled for {types}, called with {_types(arguments)}")
+    def __init__(self, code: bytes, example: tuple[Any, ...]) -> None:
+        """Load object code, behind its symbol and a line break, into this process."""
+        symbol, _, binary = code.partition(b"\n")
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())  # the code lives as long as its engine
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(binary))
+        self._engine.finalize_object()
+        self._function = ctypes.CFUNCTYPE(ctypes.c_int32)(self._engine.get_function_address(symbol.decode()))
+        self._types = _types(example)
+
+    def __call__(self, *arguments: Any) -> int:
+        self._check(arguments)
+        return self._run(list(_flat(arguments)))
+
+    def bind(self, *arguments: Any) -> Callable[[int], int]:
+        """Return a function of the first argument, an int, that costs less to call: these are the others."""
+        self._check((0, *arguments))
+        words = list(_flat(arguments))
+
+        def run(first: int, kept: Any = arguments) -> int:
+            return self._run([ctypes.c_int64(first), *words])
+
+        return run
+
+    def _check(self, arguments: tuple[Any, ...]) -> None:
+        if (types := _types(arguments)) != self._types:
+            raise TypeError(f"compiled for {self._types}, called with {types}")
+
+    def _run(self, words: list[Any]) -> int:
         result, error = ctypes.c_int64(), ctypes.c_void_p()
-        status = function(ctypes.byref(result), ctypes.byref(error), *_flat(arguments))
+        status = self._function(ctypes.byref(result), ctypes.byref(error), *words)
         assert status == 0, "loops without Python objects raise nothing"
         return result.value
-
-    call.engine = engine  # type: ignore[attr-defined]  # the code lives as long as its engine
-    return call
 
 
 def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:

@@ -7,12 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from asr.gru import run_gru
+from asr.model import reversed_positions
+
+
+def in_order(x: Tensor) -> Tensor:
+    return torch.arange(len(x))[:, None].expand(-1, x.shape[1])
 
 
 def values_and_gradients(layer: nn.GRU, x: Tensor, weight: Tensor, *, ours: bool) -> list[Tensor]:
     """Return h and the gradients of (h * weight).sum() by the input and all weights."""
     x = x.clone().requires_grad_()
-    y = run_gru(layer, x) if ours else layer(x)[0]
+    y = run_gru([layer], x, [in_order(x)]) if ours else layer(x)[0]
     inputs = [x, *layer.parameters()]
     return [y.detach(), *torch.autograd.grad((y * weight).sum(), inputs)]
 
@@ -25,6 +30,22 @@ def test_values_and_gradients_are_torch_s(num_frames: int, batch: int, inputs: i
     for found, expected in zip(*(values_and_gradients(layer, x, weight, ours=ours) for ours in (True, False)), strict=True):
         assert found.shape == expected.shape
         assert (found - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+def test_two_directions_are_two_layers_each_in_its_own_order() -> None:
+    torch.manual_seed(0)
+    cells, x, weight = [nn.GRU(6, 4), nn.GRU(6, 4)], torch.randn(9, 3, 6), torch.randn(9, 3, 8)
+    backward = reversed_positions(torch.tensor([9, 5, 1]), 9)[..., 0]
+    alone = []
+    for cell, positions in zip(cells, (in_order(x), backward), strict=True):
+        order = positions[..., None]
+        y = cell(torch.gather(x, 0, order.expand(-1, -1, 6)))[0]
+        alone.append(torch.gather(y, 0, order.expand(-1, -1, 4)))
+    parameters = [p for cell in cells for p in cell.parameters()]
+    found, expected = run_gru(cells, x, [in_order(x), backward]), torch.cat(alone, dim=2)
+    assert torch.allclose(found, expected, atol=1e-6)
+    pairs = zip(*(torch.autograd.grad((y * weight).sum(), parameters) for y in (found, expected)), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 
 
 def test_gradients_are_finite_differences() -> None:
@@ -58,6 +79,6 @@ def test_bfloat16_is_within_two_percent() -> None:
 
 def test_second_derivatives_are_refused_and_not_wrong() -> None:
     layer, x = nn.GRU(2, 2), torch.randn(3, 1, 2, requires_grad=True)
-    (gradient,) = torch.autograd.grad(run_gru(layer, x).sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(run_gru([layer], x, [in_order(x)]).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(gradient.sum(), x)

@@ -26,6 +26,11 @@ def total(settings, values, table):
 
 def term(value, scale, table):
     return math.exp(scale * value) + table[1, 2].count
+
+def fill(first, values):
+    for i in range(len(values)):
+        values[i] = first + i
+    return len(values)
 """
 
 
@@ -72,6 +77,14 @@ def test_other_types_than_it_was_compiled_for_are_an_error(loops: ModuleType) ->
     for values in (np.zeros(3, np.float32), np.zeros((3, 1)), np.zeros(6)[::2]):
         with pytest.raises(TypeError, match="compiled for"):
             total(ARGUMENTS[0], values, TABLE)
+
+
+def test_a_bound_function_wants_its_first_argument_only(loops: ModuleType) -> None:
+    values = np.zeros(3)
+    fill = native.load(loops, "fill", (0, values)).bind(values)
+    assert [(fill(first), values.tolist()) for first in (5, -2)] == [(3, [5, 6, 7]), (3, [-2, -1, 0])]
+    with pytest.raises(TypeError, match="compiled for"):
+        native.load(loops, "fill", (0, values)).bind(values[::2])
 
 
 def test_a_folder_that_cannot_be_written_is_passed_over(loops: ModuleType, tmp_path: Path) -> None:

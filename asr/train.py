@@ -28,8 +28,10 @@ from torch.utils.data import DataLoader
 from asr.audio import SAMPLE_RATE, AudioError, load_audio
 from asr.augment import AugmentConfig, spec_augment
 from asr.checkpoint import (
+    DECODER_NAME,
     G2P_NAME,
     LEXICON_NAME,
+    LM_NAME,
     CheckpointError,
     copy_decoder,
     load_model_folder,
@@ -38,11 +40,14 @@ from asr.checkpoint import (
     save_model_folder,
     save_training_state,
 )
-from asr.ctc import collapse, ctc_loss, min_frames
+from asr.ctc import ctc_loss, min_frames
 from asr.data import Batch, SpeechDataset, collate, epoch_batches, utterance_seed
+from asr.decoder import DecoderConfig, decode
 from asr.features import LogMel
 from asr.g2p import complete
 from asr.lexicon import Lexicon, read_lexicon, write_lexicon
+from asr.lm import LanguageModel
+from asr.lm import load as load_lm
 from asr.logmel import FeatureConfig, num_frames
 from asr.manifest import Utterance, read_manifest
 from asr.mmi import bigram, denominator, text_log_probs
@@ -77,7 +82,8 @@ class TrainConfig:
     falling as a cosine. clip_norm: largest norm of the gradient. ema_decay: of the running average of the weights, which is what is
     validated and saved; 0 turns it off. anneal_dropout: from the middle of the run on dropout falls to 0 in a straight line. consistency: weight of the symmetric KL divergence between two differently masked views of an
     utterance (CR-CTC, Yao et al. 2024); 0 turns it off. mmi: weight of the denominator of lattice-free maximum mutual information
-    (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. init: a model folder to start from, its language model included. patience: validations without a better dev
+    (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. init: a model folder to start from, its language model included,
+    with which dev WER is then measured. patience: validations without a better dev
     WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
     """
 
@@ -187,6 +193,8 @@ class Run:
     world: int
     device: torch.device
     tensorboard: Any
+    decoder: DecoderConfig
+    lm: LanguageModel | None
 
 
 def train(config: TrainConfig, run_dir: str | os.PathLike[str], *, resume: bool = False) -> TrainResult:
@@ -282,6 +290,9 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         progress = _restore(load_training_state(run_dir), config, network, average, optimisers, scaler)
         logger.info("resumed at epoch %d, step %d", progress.epoch, progress.step)
     tensorboard = _prepare_folder(config, run_dir, progress, vocabulary=vocabulary, lexicon=lexicon, resume=resume) if rank == 0 else None
+    if world > 1:
+        dist.barrier()  # until the run folder is prepared
+    decoder, lm = _read_search(run_dir / "best")
     wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network
     return Run(
         config=config,
@@ -303,6 +314,8 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         world=world,
         device=device,
         tensorboard=tensorboard,
+        decoder=decoder,
+        lm=lm,
     )
 
 
@@ -322,6 +335,13 @@ def _prepare_folder(
             folder_path.mkdir(exist_ok=True)
             write_lexicon(lexicon, folder_path / LEXICON_NAME)
     return _tensorboard(run_dir, progress.step)
+
+
+def _read_search(best: Path) -> tuple[DecoderConfig, LanguageModel | None]:
+    """Return how validation decodes: with the settings and the language model that came from `init`, greedily without."""
+    if not ((best / DECODER_NAME).exists() and (best / LM_NAME).exists()):
+        return DecoderConfig(), None
+    return DecoderConfig(**json.loads((best / DECODER_NAME).read_bytes())), load_lm(best / LM_NAME)
 
 
 def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim.Optimizer]:
@@ -648,7 +668,7 @@ def _end_epoch(run: Run) -> None:
 
 
 def validate(run: Run, utterances: Sequence[Utterance]) -> ErrorCounts:
-    """Return the word errors of greedy decoding with the averaged weights."""
+    """Return the word errors with the averaged weights."""
     durations = [utterance.duration for utterance in utterances]
     total = ErrorCounts()
     for indices in epoch_batches(durations, max(run.config.batch_s, 60.0), seed=0, epoch=0):
@@ -658,8 +678,8 @@ def validate(run: Run, utterances: Sequence[Utterance]) -> ErrorCounts:
             features, lengths = run.log_mel(batch.waveforms.to(run.device), batch.waveform_lengths.to(run.device))
             log_probs, lengths = run.average(features, lengths)
         for row, length, utterance in zip(log_probs.cpu().numpy(), lengths.tolist(), dataset.utterances, strict=True):
-            path = row[:length, : len(run.vocabulary)].argmax(axis=-1)
-            total += count_word_errors(utterance.text, run.vocabulary.decode(collapse(path.tolist())))
+            found = decode(row[:length], run.vocabulary, run.decoder, lm=run.lm, lexicon=run.lexicon, sounds=run.sounds)
+            total += count_word_errors(utterance.text, found.text)
     return total
 
 
@@ -678,7 +698,7 @@ def _save_best(run: Run, dev_wer: Mapping[str, float] | None = None) -> None:
         "dev_wer": dict(dev_wer or {}),
     }
     lines = [f"| {name} | {100 * wer:.2f} |" for name, wer in (dev_wer or {}).items()]
-    table = "\n".join(["", "| dev set | WER %, greedy |", "|---|---|", *lines, ""]) if lines else ""
+    table = "\n".join(["", f"| dev set | WER %, {'greedy' if run.lm is None else 'with language model'} |", "|---|---|", *lines, ""]) if lines else ""
     card = (
         f"# {run.run_dir.name}\n\nA {'bidirectional' if config.model.bidirectional else 'one-directional'} {config.model.cell} CTC model,"
         f" {config.model.num_layers} x {config.model.hidden_size}, {num_parameters:,} parameters, trained on {hours:.2f} hours"

@@ -28,7 +28,7 @@ import asr.data
 import asr.lm
 import asr.train
 from asr.augment import AugmentConfig
-from asr.checkpoint import CheckpointError, load_model_folder, load_network, load_training_state
+from asr.checkpoint import CheckpointError, load_model_folder, load_network, load_training_state, save_decoder_settings
 from asr.data import epoch_batches, utterance_seed
 from asr.decoder import beam_search, greedy_decode
 from asr.g2p import train_g2p
@@ -166,6 +166,14 @@ def test_spelling_and_pronunciation_are_learnt_beside_each_other(mmi: float, ton
     source = load_network(load_model_folder(result.model_dir)).state_dict()
     found = load_training_state(again.model_dir.parent)["network"]
     assert all((found[name] - tensor).abs().max() < 1e-6 for name, tensor in source.items())
+    asr.lm.save(lm, result.model_dir / "lm.safetensors")
+    wers = []
+    for beta in (0.0, -1e3):  # dev WER is that of the search with init's language model: here words cost nothing, or too much
+        save_decoder_settings(result.model_dir, {"method": "beam", "alpha": 1.0, "beta": beta})
+        searched = train(small_config(manifest, dev_manifests=(str(dev),), init=str(result.model_dir), **settings), tmp_path / f"beta {beta}")
+        wers.append(searched.dev_wer)
+    assert wers[0] == 0 and wers[1] > 0.3
+    assert "with language model" in (searched.model_dir / "README.md").read_text()
 
 
 def test_words_without_pronunciation_are_named_unless_a_model_of_letters_and_sounds_says_them(tones: Tones, tmp_path: Path) -> None:

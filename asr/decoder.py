@@ -93,8 +93,7 @@ def decode(
     search_settings: dict[str, Any] = {"beam_size": config.beam_size, "lm": lm, "alpha": config.alpha, "beta": config.beta, "unknown_penalty": config.unknown_penalty}
     if lm is None or lexicon is None or sounds is None:
         return beam_search(spelled, vocabulary, hotwords=hotwords, **search_settings)[0]
-    heard = _pronounced(lexicon, tuple((hotwords or {}).items()))
-    return beam_search(pronounced, sounds, lexicon=lexicon, hotwords=heard, **search_settings)[0]
+    return beam_search(pronounced, sounds, lexicon=lexicon, hotwords=hotwords, **search_settings)[0]
 
 
 def greedy_decode(log_probs: np.ndarray, vocabulary: Vocabulary) -> Hypothesis:
@@ -137,7 +136,8 @@ def beam_search(
 
     alpha, beta and unknown_penalty count only with a language model. A `lexicon` allows its words only; words
     without pronunciations are spelled in tokens. A hotword or phrase adds its
-    weight wherever it stands between spaces; while the search is inside one it is credited in parts, and no word of it counts as unknown.
+    weight wherever it stands between spaces, with a Lexicon wherever it is heard, but not to other words that sound like a single hotword;
+    while the search is inside one it is credited in parts, and no word of it counts as unknown.
     Left out: prefixes that score `beam_threshold` less than the best, tokens with a log-probability below `token_threshold`, and
     whatever competes with a blank more probable than `blank_threshold`; and where only the best is wanted, prefixes that score less than
     another whose future is the same.
@@ -156,17 +156,22 @@ def beam_search(
             f" {(alpha, beta, unknown_penalty, beam_threshold, token_threshold, blank_threshold)}"
         )
     unknown_bonus = -math.inf if lexicon is not None else -float(unknown_penalty) if lm else 0.0
-    if lexicon is not None and not isinstance(lexicon, Lexicon):
+    phrases, losses = tuple((hotwords or {}).items()), None
+    if isinstance(lexicon, Lexicon):
+        losses = _homophone_losses(lexicon, phrases) if phrases else None
+        phrases = tuple(_pronounced(lexicon, phrases).items())
+    elif lexicon is not None:
         lexicon = _spelling_lexicon(tuple(lexicon))
-    trie = _lexicon_trie(vocabulary, lm, lexicon, float(unknown_penalty))
+    trie, rows = _lexicon_trie(vocabulary, lm, lexicon, float(unknown_penalty))
     scorer = search.Scorer(
         vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
         float(alpha) if lm else 0.0,
         float(beta) if lm else 0.0,
         unknown_bonus,
-        *trie[:-1],
+        *trie,
+        np.zeros(len(rows)) if losses is None else losses[rows],
         *_model_arrays(lm),
-        *_hotword_automaton(vocabulary, tuple((hotwords or {}).items())),
+        *_hotword_automaton(vocabulary, phrases),
     )
     log_blank_threshold = math.log(blank_threshold) if blank_threshold > 0 else -math.inf
     pruning = search.Pruning(int(beam_size), float(beam_threshold), float(token_threshold), log_blank_threshold, num_best == 1)
@@ -174,7 +179,7 @@ def beam_search(
     work = _work_memory(num_searched, beam_size, len(vocabulary), int(np.diff(scorer.lexicon_first_entry).max(initial=1)))
     results = np.empty(len(work.candidates), search.RESULT)
     count = _compiled_search()(log_probs, scorer, pruning, work, results)
-    return _hypotheses(log_probs, vocabulary, work.prefixes, results[:count], num_best, trie[-1] if isinstance(lexicon, Lexicon) else None)
+    return _hypotheses(log_probs, vocabulary, work.prefixes, results[:count], num_best, lexicon, rows)
 
 
 @cache
@@ -187,7 +192,8 @@ def _compiled_search() -> Callable[..., int]:
         0.0,
         0.0,
         0.0,
-        *_lexicon_trie(vocabulary, None, None, 0.0)[:-1],
+        *_lexicon_trie(vocabulary, None, None, 0.0)[0],
+        np.zeros(0),
         *_model_arrays(None),
         *_hotword_automaton(vocabulary, ()),
     )
@@ -217,9 +223,9 @@ def _work_memory(num_frames: int, beam_size: int, num_tokens: int, num_alike: in
 
 
 def _hypotheses(
-    log_probs: np.ndarray, vocabulary: Vocabulary, prefixes: np.ndarray, results: np.ndarray, num_best: int, texts: Sequence[str] | None
+    log_probs: np.ndarray, vocabulary: Vocabulary, prefixes: np.ndarray, results: np.ndarray, num_best: int, lexicon: Lexicon | None, rows: np.ndarray
 ) -> list[Hypothesis]:
-    """Return the best results with different texts. texts: of the lexicon's entries, None where tokens are spelled."""
+    """Return the best results with different texts: the words of the lexicon, by its `rows` for each entry, or the tokens where it is None."""
     best: dict[str, Hypothesis] = {}
     parents, last_tokens, last_entries = prefixes["parent"], prefixes["token"], prefixes["entry"]
     for index in np.argsort(-results["score"], kind="stable"):
@@ -237,7 +243,7 @@ def _hypotheses(
             space = vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE
             while tokens and tokens[-1] != space:
                 tokens.pop()
-        text = _text(tokens, vocabulary) if texts is None else " ".join(texts[entry] for entry in reversed(entries) if entry != NONE)
+        text = _text(tokens, vocabulary) if lexicon is None else " ".join(lexicon.words[rows[entry]] for entry in reversed(entries) if entry != NONE)
         if text not in best:
             best[text] = Hypothesis(tuple(tokens), text, _peaks(log_probs, tokens), score, acoustic, lm_score)
         if len(best) == num_best:
@@ -306,8 +312,8 @@ def _spelling_lexicon(words: tuple[str, ...]) -> Lexicon:
 @lru_cache(maxsize=4)
 def _lexicon_trie(
     vocabulary: Vocabulary, lm: LanguageModel | None, lexicon: Lexicon | None, unknown_penalty: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Return the lexicon_ fields of search.Scorer, a trie over tokens, and the text of each entry.
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Return the first seven lexicon_ fields of search.Scorer, a trie over tokens, and which of the lexicon's words each entry is.
 
     The lexicon is by default the language model's words. Those that the vocabulary cannot spell are left out.
     """
@@ -341,13 +347,12 @@ def _lexicon_trie(
         np.maximum.at(best, parent[nodes - 1], best[nodes])
     best = np.append(best, lm.log_prob[1 + UNKNOWN_ID] if lm else 0.0)  # the last, [NONE]: of words outside the lexicon
     tokens = np.append([NONE], codes[row, depth]).astype(np.int32)
-    texts = [words[i] for i in rows[by_node]]
     ids = ids[by_node]
     bonus = np.where((ids == UNKNOWN_ID) & (lm is not None), -unknown_penalty, 0.0)
     following = np.zeros(2 + len(parent), np.int64)
     np.bitwise_or.at(following, parent, np.left_shift(np.int64(1), tokens[1:] & 63, dtype=np.int64))
     following[NONE if lexicon is not None else slice(None)] = -1  # an unknown word may go on with any token, and begin as a known one
-    return first_child.astype(np.int32), tokens, following, first_entry.astype(np.int32), ids, bonus, best, texts
+    return (first_child.astype(np.int32), tokens, following, first_entry.astype(np.int32), ids, bonus, best), rows[by_node]
 
 
 def _spelled(words: Sequence[str], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
@@ -375,6 +380,14 @@ def _pronounced(lexicon: Lexicon, hotwords: tuple[tuple[str, float], ...]) -> di
         for ways in product(*(lexicon.all[word] for word in phrase.split())):
             heard[" ".join(ways)] = weight
     return heard
+
+
+@lru_cache(maxsize=4)
+def _homophone_losses(lexicon: Lexicon, hotwords: tuple[tuple[str, float], ...]) -> np.ndarray:
+    """Return (W,), what the automaton gives to each of the lexicon's words only because it sounds like a hotword of one word."""
+    weights = {way: weight for phrase, weight in hotwords for way in lexicon.all.get(phrase, ()) if weight > 0}
+    meant = {phrase for phrase, _ in hotwords}
+    return np.array([0.0 if word in meant else weights.get(way, 0.0) for word, way in zip(lexicon.words, lexicon.pronunciations, strict=True)])
 
 
 @lru_cache(maxsize=4)

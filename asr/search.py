@@ -71,6 +71,7 @@ class Scorer(NamedTuple):
     lexicon_word: Any  # id of an entry's word in the language model
     lexicon_bonus: Any  # of an entry, 0 or less if the language model does not know it
     lexicon_best: Any  # ln p of the most probable word that begins so
+    lexicon_loss: Any  # of an entry that sounds like a hotword and is another word: that hotword's bonus
     lm_first_child: Any  # without model: of length 0
     lm_word: Any
     lm_log_prob: Any
@@ -395,6 +396,7 @@ def _end_word(prefix: Any, entry: int, scorer: Scorer) -> tuple[float, float, in
     word, word_bonus = UNKNOWN_ID, scorer.unknown_bonus
     if entry != NONE:
         word, word_bonus = scorer.lexicon_word[entry], scorer.lexicon_bonus[entry]
+        bonus -= scorer.lexicon_loss[entry]
     if word_bonus != 0.0:
         # The automaton has matched the space before the word, the word, and goes on to match the space after it.
         after = scorer.hotword_next[prefix.hotword, scorer.space]

@@ -109,7 +109,7 @@ def readings(sound: str) -> list[str]:
     return [word for word, pronunciation in zip(ALIKE.words, ALIKE.pronunciations, strict=True) if pronunciation == sound]
 
 
-@pytest.mark.parametrize("hotwords", [{}, {"b": 1.5, "a b": 2.0}])
+@pytest.mark.parametrize("hotwords", [{}, {"ba": 1.5, "a b": 2.0}, {"a": 1.0, "ab": 1.5, "ba": 1.5}])
 @pytest.mark.parametrize("seed", range(12))
 def test_words_are_found_by_how_they_sound_and_those_that_sound_alike_by_the_model(seed: int, hotwords: dict[str, float]) -> None:
     rng = np.random.default_rng(seed)
@@ -120,7 +120,9 @@ def test_words_are_found_by_how_they_sound_and_those_that_sound_alike_by_the_mod
         for words in itertools.product(*map(readings, heard)):
             text = " ".join(words)
             total = score + 0.8 * float(MODEL.score_sentences([text])[0]) + 0.7 * len(words)
-            total += sum(weight * occurrences(phrase, " ".join(heard)) for phrase, weight in hotwords.items())  # hotwords of sounds
+            for phrase, weight in hotwords.items():  # a word as it is written, several as they sound
+                ways = [" ".join(said) for said in itertools.product(*(ALIKE.all[word] for word in phrase.split()))]
+                total += weight * (sum(occurrences(way, " ".join(heard)) for way in ways) if " " in phrase else occurrences(phrase, text))
             expected[text] = max(total, expected.get(text, -np.inf))
     settings = {"lm": MODEL, "alpha": 0.8, "beta": 0.7, "lexicon": ALIKE, "hotwords": hotwords}
     found = {hypothesis.text: hypothesis.score for hypothesis in beam_search(log_probs, SMALL, **EXACT, **settings)}
@@ -167,6 +169,14 @@ def test_the_best_alone_is_one_of_all_and_lacks_paths_at_most(seed: int, case: s
     alone = beam_search(log_probs, SMALL, **EXACT | {"num_best": 1}, **settings)[0]  # prefixes are recombined
     best = max(every.values())
     assert best - 1.0 < alone.score <= every[alone.text] + 1e-5 <= best + 1e-5
+
+
+def test_a_hotword_is_written_though_another_word_sounds_like_it() -> None:
+    lexicon = Lexicon(("a", "red", "rose", "rows"), ("A", "rEd", "roz", "roz"))
+    both = np.concatenate([clear("a_ whatever_", ENGLISH), clear("A_ rEd_ roz_", lexicon.sounds)], axis=1)
+    settings = {"lm": train(["a red rose", "red rows", "a rose"], order=3), "lexicon": lexicon, "sounds": lexicon.sounds}
+    texts = [decode(both, ENGLISH, DecoderConfig("beam"), **settings, hotwords=hotwords).text for hotwords in ({}, {"rows": 8.0}, {"rows": 8.0, "rose": 8.0})]
+    assert texts == ["a red rose", "a red rows", "a red rose"]
 
 
 def test_a_hotword_without_pronunciation_is_an_error_that_names_it() -> None:

@@ -118,7 +118,7 @@ def main() -> None:
 @click.argument("sources", nargs=-1, required=True, metavar="FILE|FOLDER|PATTERN|MANIFEST...")
 @click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, or a model folder.")
 @click.option("--format", "-f", "--output_format", "formats", type=click.Choice([*FORMATS, "all"]), multiple=True, default=["txt"], help="What to write; may be repeated with --output-dir. txt: a line a file; json: an object a line a file.")
-@click.option("--output-dir", "-o", "--output_dir", type=click.Path(file_okay=False), help="Write NAME.txt, NAME.srt, ... here instead of to stdout.")
+@click.option("--output-dir", "-o", "--output_dir", type=click.Path(file_okay=False), help="Write NAME.txt, NAME.srt, ... here instead of to stdout, which is also called -.")
 @click.option("--manifest-out", type=click.Path(dir_okay=False), help="Add a JSON object a file, with its text as pred_text, to this JSONL manifest.")
 @click.option("--overwrite", is_flag=True, help="Do again what --output-dir or --manifest-out has already.")
 @click.option("--jobs", "-j", type=click.IntRange(1), default=1, help="Processes that transcribe.")
@@ -142,7 +142,8 @@ def transcribe(sources: tuple[str, ...], **options: Any) -> None:
     from asr.transcribe import Transcriber
 
     formats = FORMATS if "all" in options["formats"] else options["formats"]
-    if len(formats) > 1 and options["output_dir"] is None:
+    output_dir = None if options["output_dir"] == "-" else options["output_dir"]
+    if len(formats) > 1 and output_dir is None:
         raise click.UsageError("several formats need --output-dir")
     phrases = _hotwords(options["hotwords"], options["hotwords_file"])
     decoder = _decoder(options["model"], {name: options[name] for name in ("method", "beam_size", "alpha", "beta")}, phrases)
@@ -150,7 +151,7 @@ def transcribe(sources: tuple[str, ...], **options: Any) -> None:
     load = partial(Transcriber, options["model"], decoder=decoder, hotwords=phrases, num_threads=num_threads, vad=options["vad"])
 
     tasks = find_tasks(sources)
-    output = None if options["output_dir"] is None else Output(Path(options["output_dir"]), tuple(formats))
+    output = None if output_dir is None else Output(Path(output_dir), tuple(formats))
     if output:
         check_names(tasks)
     manifest = options["manifest_out"]

@@ -82,6 +82,7 @@ def test_output_dir_takes_a_file_an_input(model: Path, tmp_path: Path) -> None:
     result = _run(EXAMPLE, "--model", model, "--output-dir", tmp_path / "out", "--format", "json", command=transcribe)
     assert result.exit_code == 0 and result.stdout == ""
     assert json.loads((tmp_path / "out" / f"{EXAMPLE.stem}.json").read_text())["duration"] == 5.3
+    assert _run(EXAMPLE, "--model", model, "--output-dir", "-", "--format", "json", command=transcribe).stdout.count("\n") == 1
 
 
 def test_two_inputs_never_overwrite_each_other(model: Path, tmp_path: Path) -> None:

@@ -126,9 +126,9 @@ def beam_search(
     unknown_penalty: float = 10.0,
     lexicon: Lexicon | Sequence[str] | None = None,
     hotwords: Mapping[str, float] | None = None,
-    beam_threshold: float = 15.0,
+    beam_threshold: float = 14.0,
     token_threshold: float = -5.0,
-    blank_threshold: float = 0.999,
+    blank_threshold: float = 0.99,
 ) -> list[Hypothesis]:
     """Return the `num_best` best texts of `log_probs` (T', V), best first, each summed over all its paths.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import functools
+import gzip
 import io
 import json
 import runpy
@@ -167,6 +169,32 @@ def test_english_trains_from_packs_with_noise(
     run_recipe(script, *options, "--out", out, "--lexicon", tmp_path / "lexicon.txt", *ONE_EPOCH, monkeypatch=monkeypatch)
     assert load_model_folder(out / "best").sounds == lexicon.sounds
     assert "dev WER" in capsys.readouterr().out
+
+
+def test_english_collects_modern_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    article = "&lt;!-- no --&gt;{{Box|a={{b}}}}\n'''Tea''' is [[drink|a drink]] that [[people]] like.&lt;ref&gt;x&lt;/ref&gt; It had 3 names. In [[Japan]] it is green.\n* a list"
+    packages = {
+        "usr/share/wordnet/data.noun": b'  1 a licence | of words\n00001740 03 n 01 tea 0 000 | a hot drink; "have you had your tea?"\n',
+        "package/data/1961.txt": b"Mr. Speaker, we meet again! The state of the Union is good.",
+        "gensim/test/test_data/enwiki-latest-pages-1.bz2": bz2.compress(f"<page><text xml:space='preserve'>{article}</text></page>".encode()),
+        "usr/share/dictd/foldoc.dict.dz": gzip.compress(b"   bit\n\n   The smallest unit of information (a b c d)."),
+        "usr/share/dictd/jargon.dict.dz": gzip.compress(b"   hack\n\n   It's a quick job."),
+        "usr/share/doc/debian-handbook/html/en-US/a.html": b"<p>Who is the book for? <pre>rm all of it</pre></p>",
+    }
+    for name, data in packages.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    arguments = [tmp_path, "--out", tmp_path / "modern.txt"]
+    with pytest.raises(SystemExit):
+        run_recipe(RECIPES / "english" / "text.py", *arguments, monkeypatch=monkeypatch)
+    assert "usr/share/doc/anarchism/html" in capsys.readouterr().err and not (tmp_path / "modern.txt").exists()
+    (tmp_path / "usr/share/doc/anarchism/html").mkdir(parents=True)
+    (tmp_path / "usr/share/doc/anarchism/html/a.html").write_text("<b>Who is the book for?</b> We don&rsquo;t say.")
+    run_recipe(RECIPES / "english" / "text.py", *arguments, monkeypatch=monkeypatch)
+    assert (tmp_path / "modern.txt").read_text().splitlines() == [
+        "a hot drink", "have you had your tea", "speaker we meet again", "the state of the union is good", "tea is a drink that people like",
+        "in japan it is green", "it's a quick job", "who is the book for", "we don't say",
+    ]  # fmt: skip
 
 
 def test_librispeech_trains_on_the_corpus_own_layout(

@@ -48,8 +48,8 @@ The expected calibration error of the words' confidences is {calibration:.3f}, f
 
 ## Language model
 
-{lm}, trained by `asr lm train` on 18 million words from about 240 public-domain books, none of which is read in LibriSpeech's dev and test sets, and the texts
-of the training speech.
+{lm}, trained by `asr lm train` on 18 million words from about 240 public-domain books, none of which is read in LibriSpeech's dev and test sets, 4.6 million words of
+modern prose (`recipes/english/text.py`), and the texts of the training speech.
 
 ## Data and attribution
 
@@ -65,6 +65,13 @@ of the training speech.
 | AN4, Carnegie Mellon University: the weights started from a model of it | BSD-like |
 | CMUdict, Carnegie Mellon University: pronunciations, and what other words sound like after a model of it | BSD-like |
 | background noises of Google Speech Commands, mixed in | CC BY 4.0 |
+| for the language model: WordNet 3.0, Princeton University: definitions and examples | WordNet licence |
+| the same: Presidents' addresses on the State of the Union | CC0 |
+| the same: some two hundred articles of the English Wikipedia, by their authors | CC BY-SA |
+| the same: The Free On-line Dictionary of Computing, Denis Howe | GFDL |
+| the same: the Jargon File 4.4.7 | public domain |
+| the same: The Debian Administrator's Handbook, Raphaël Hertzog and Roland Mas | CC BY-SA 3.0 |
+| the same: An Anarchist FAQ, its editorial collective | GPL-2 |
 
 ## What it is bad at
 

@@ -146,7 +146,7 @@ def test_finetune_keeps_the_model_s_shape_and_scores_it_before_and_after(
     tuned = load_model_folder(tmp_path / "run" / "best")
     assert tuned.network["hidden_size"] == 8
     assert tuned.decoder == {"method": "beam", "beam_size": 5}
-    assert capsys.readouterr().out.count("WER % [95 %]") == 2
+    assert capsys.readouterr().out.count("WER % [95 %]") == 4
 
 
 def test_english_trains_from_packs_with_noise(

@@ -22,9 +22,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/packs"), help="where audio is unpacked to (default: %(default)s)")
     parser.add_argument("--lexicon", type=Path, default=Path("runs/lexicon.txt"), help="written by lexicon.py (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/english"), help="run folder (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=14, help="passes over the data (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the data (default: %(default)s)")
     parser.add_argument("--batch-seconds", type=float, default=100.0, help="seconds of audio a step (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="the peak (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
     parser.add_argument("--validate-epochs", type=int, default=1, help="epochs from one validation to the next (default: %(default)s)")
@@ -47,14 +47,14 @@ def main() -> None:
         init=arguments.init,
         sounds=sounds,
         lexicon=str(arguments.lexicon),
-        model=ModelConfig(dropout=0.3, num_sounds=len(sounds)),
+        model=ModelConfig(dropout=0.15, num_sounds=len(sounds)),
         augment=AugmentConfig(
             speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
             noise_probability=0.2,
-            freq_width=20,
-            time_masks_per_s=0.5,
-            time_width=25,
-            time_share=0.2,
+            freq_width=12,
+            time_masks_per_s=0.3,
+            time_width=20,
+            time_share=0.15,
         ),
         epochs=arguments.epochs,
         batch_s=arguments.batch_seconds,

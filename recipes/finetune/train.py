@@ -61,8 +61,10 @@ def main() -> None:
         num_threads=arguments.threads,
     )
     result = train(config, arguments.out, resume=arguments.resume)
-    for model in (arguments.init, str(result.model_dir)):
-        print(f"{model}, greedy:\n{results_table([evaluate_manifest(Transcriber(model, decoder=DecoderConfig()), manifests['dev'])])}")
+    decoders = {"greedy": DecoderConfig()} | ({"by default": None} if folder.decoder else {})
+    for name, decoder in decoders.items():
+        for model in (arguments.init, str(result.model_dir)):
+            print(f"{model}, {name}:\n{results_table([evaluate_manifest(Transcriber(model, decoder=decoder), manifests['dev'])])}")
     print(f"seed {arguments.seed}, {result.epochs} epochs, {60 * result.hours:.1f} minutes of training")
 
 

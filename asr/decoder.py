@@ -126,7 +126,7 @@ def beam_search(
     unknown_penalty: float = 10.0,
     lexicon: Lexicon | Sequence[str] | None = None,
     hotwords: Mapping[str, float] | None = None,
-    beam_threshold: float = 14.0,
+    beam_threshold: float = 13.0,
     token_threshold: float = -5.0,
     blank_threshold: float = 0.99,
 ) -> list[Hypothesis]:
@@ -162,7 +162,7 @@ def beam_search(
         phrases = tuple(_pronounced(lexicon, phrases).items())
     elif lexicon is not None:
         lexicon = _spelling_lexicon(tuple(lexicon))
-    trie, rows = _lexicon_trie(vocabulary, lm, lexicon, float(unknown_penalty))
+    trie, rows = _lexicon_trie(vocabulary, lm, lexicon, float(alpha), float(unknown_penalty))
     scorer = search.Scorer(
         vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
         float(alpha) if lm else 0.0,
@@ -192,7 +192,7 @@ def _compiled_search() -> Callable[..., int]:
         0.0,
         0.0,
         0.0,
-        *_lexicon_trie(vocabulary, None, None, 0.0)[0],
+        *_lexicon_trie(vocabulary, None, None, 0.0, 0.0)[0],
         np.zeros(0),
         *_model_arrays(None),
         *_hotword_automaton(vocabulary, ()),
@@ -311,7 +311,7 @@ def _spelling_lexicon(words: tuple[str, ...]) -> Lexicon:
 
 @lru_cache(maxsize=4)
 def _lexicon_trie(
-    vocabulary: Vocabulary, lm: LanguageModel | None, lexicon: Lexicon | None, unknown_penalty: float
+    vocabulary: Vocabulary, lm: LanguageModel | None, lexicon: Lexicon | None, alpha: float, unknown_penalty: float
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     """Return the first seven lexicon_ fields of search.Scorer, a trie over tokens, and which of the lexicon's words each entry is.
 
@@ -341,14 +341,14 @@ def _lexicon_trie(
     ends = node_at[inside.sum(axis=1) - 1, np.arange(num_words)]
     by_node = np.argsort(ends, kind="stable")
     first_entry = np.concatenate([[0], np.cumsum(np.bincount(ends, minlength=1 + len(parent)))])
+    bonus = np.where((ids == UNKNOWN_ID) & (lm is not None), -unknown_penalty, 0.0)
     best = np.full(1 + len(parent), -np.inf)
-    np.maximum.at(best, ends, lm.log_prob[1 + ids] if lm else 0.0)
+    np.maximum.at(best, ends, alpha * lm.log_prob[1 + ids] + bonus if lm else 0.0)
     for nodes in reversed(np.split(np.arange(1, 1 + len(parent)), np.flatnonzero(np.diff(depth)) + 1)):  # deepest first
         np.maximum.at(best, parent[nodes - 1], best[nodes])
-    best = np.append(best, lm.log_prob[1 + UNKNOWN_ID] if lm else 0.0)  # the last, [NONE]: of words outside the lexicon
+    best = np.append(best, alpha * lm.log_prob[1 + UNKNOWN_ID] if lm else 0.0)  # the last, [NONE]: of words outside the lexicon
     tokens = np.append([NONE], codes[row, depth]).astype(np.int32)
-    ids = ids[by_node]
-    bonus = np.where((ids == UNKNOWN_ID) & (lm is not None), -unknown_penalty, 0.0)
+    ids, bonus = ids[by_node], bonus[by_node]
     following = np.zeros(2 + len(parent), np.int64)
     np.bitwise_or.at(following, parent, np.left_shift(np.int64(1), tokens[1:] & 63, dtype=np.int64))
     following[NONE if lexicon is not None else slice(None)] = -1  # an unknown word may go on with any token, and begin as a known one

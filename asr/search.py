@@ -70,7 +70,7 @@ class Scorer(NamedTuple):
     lexicon_first_entry: Any  # those of node n are first_entry[n] to first_entry[n + 1] - 1
     lexicon_word: Any  # id of an entry's word in the language model
     lexicon_bonus: Any  # of an entry, 0 or less if the language model does not know it
-    lexicon_best: Any  # ln p of the most probable word that begins so
+    lexicon_best: Any  # alpha ln p + bonus of the best word that begins so; the last, [NONE], is that of unknown words, without their bonus
     lexicon_loss: Any  # of an entry that sounds like a hotword and is another word: that hotword's bonus
     lm_first_child: Any  # without model: of length 0
     lm_word: Any
@@ -167,7 +167,7 @@ def _enter(entry: Any, index: int, prefix: Any, scorer: Scorer) -> None:
     known = scorer.alpha * prefix.lm + prefix.bonus
     entry.fixed = known + prefix.outlook
     # A word's outlook gets worse with every token, unless the word turns into an unknown one.
-    unknown = scorer.alpha * scorer.lexicon_best[NONE] + scorer.hotword_outlook[prefix.hotword]
+    unknown = scorer.lexicon_best[NONE] + scorer.hotword_outlook[prefix.hotword]
     if scorer.hotword_following[prefix.hotword] == 0:
         unknown += scorer.unknown_bonus
     entry.ceiling = known + max(prefix.outlook, unknown) + scorer.hotword_gain[prefix.hotword]
@@ -381,8 +381,10 @@ def _lengthen(old: Any, parent: int, token: int, entry: int, scorer: Scorer, new
     else:
         new.word_length = old.word_length + 1
         new.lexicon = _child(scorer.lexicon_first_child, scorer.lexicon_token, old.lexicon, token)
-        new.outlook = scorer.alpha * scorer.lexicon_best[new.lexicon]  # [NONE], the last: that of an unknown word
-        if new.lexicon == NONE and scorer.hotword_depth[new.hotword] <= new.word_length:
+        new.outlook = scorer.lexicon_best[new.lexicon]
+        if scorer.hotword_depth[new.hotword] > new.word_length:  # inside a hotword, of which no word counts as unknown
+            new.outlook = max(new.outlook, scorer.lexicon_best[NONE])
+        elif new.lexicon == NONE:
             new.outlook += scorer.unknown_bonus
     new.bonus += scorer.hotword_bonus[new.hotword]
     new.outlook += scorer.hotword_outlook[new.hotword]

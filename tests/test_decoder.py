@@ -171,6 +171,17 @@ def test_the_best_alone_is_one_of_all_and_lacks_paths_at_most(seed: int, case: s
     assert best - 1.0 < alone.score <= every[alone.text] + 1e-5 <= best + 1e-5
 
 
+def test_nothing_is_lost_after_a_word_that_the_language_model_does_not_know() -> None:
+    lexicon = Lexicon(("by", "kaslon", "in", "london"), ("bY", "k@slAn", "In", "lAndAn"))
+    both = np.concatenate([clear("_" * 29, ENGLISH), clear("bY_ k@slAn_ In_ l_AndAn_ bY__", lexicon.sounds)], axis=1)
+    settings = {"lm": train(["by in london", "in london by"], order=3), "lexicon": lexicon, "sounds": lexicon.sounds}
+    for penalty in (5.0, 100.0):  # less than the beam's threshold, and more
+        words = decode(both, ENGLISH, DecoderConfig("beam", unknown_penalty=penalty), **settings).text.split()
+        assert words[0] == "by" and words[-3:] == ["in", "london", "by"]
+    hot = decode(both, ENGLISH, DecoderConfig("beam", unknown_penalty=100.0), **settings, hotwords={"kaslon": 1.0})
+    assert hot.text == "by kaslon in london by"
+
+
 def test_a_hotword_is_written_though_another_word_sounds_like_it() -> None:
     lexicon = Lexicon(("a", "red", "rose", "rows"), ("A", "rEd", "roz", "roz"))
     both = np.concatenate([clear("a_ whatever_", ENGLISH), clear("A_ rEd_ roz_", lexicon.sounds)], axis=1)

@@ -110,10 +110,16 @@ def load_model_folder(path: str | os.PathLike[str]) -> ModelFolder:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path / CONFIG_NAME}: 'features': {error}") from error
     info = config.get("info")
-    decoder = _read_json(path / DECODER_NAME) if (path / DECODER_NAME).exists() else {}
-    if not isinstance(decoder, dict):
-        raise CheckpointError(f"{path / DECODER_NAME}: expected a JSON object, found {type(decoder).__name__}")
+    decoder = read_decoder_settings(path)
     return ModelFolder(path, path.resolve().name, features, network, vocabulary, info if isinstance(info, dict) else {}, decoder, sounds)
+
+
+def read_decoder_settings(path: Path) -> dict[str, Any]:
+    """Return the settings of the search in a folder, none if it has none. Raises CheckpointError."""
+    settings = _read_json(path / DECODER_NAME) if (path / DECODER_NAME).exists() else {}
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path / DECODER_NAME}: expected a JSON object, found {type(settings).__name__}")
+    return settings
 
 
 def save_decoder_settings(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:

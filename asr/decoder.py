@@ -155,24 +155,11 @@ def beam_search(
             "expected finite weights and thresholds that are numbers, found"
             f" {(alpha, beta, unknown_penalty, beam_threshold, token_threshold, blank_threshold)}"
         )
-    unknown_bonus = -math.inf if lexicon is not None else -float(unknown_penalty) if lm else 0.0
-    phrases, losses = tuple((hotwords or {}).items()), None
-    if isinstance(lexicon, Lexicon):
-        losses = _homophone_losses(lexicon, phrases) if phrases else None
-        phrases = tuple(_pronounced(lexicon, phrases).items())
-    elif lexicon is not None:
+    phrases = tuple((hotwords or {}).items())
+    is_heard = isinstance(lexicon, Lexicon)
+    if lexicon is not None and not isinstance(lexicon, Lexicon):
         lexicon = _spelling_lexicon(tuple(lexicon))
-    trie, rows = _lexicon_trie(vocabulary, lm, lexicon, float(alpha), float(unknown_penalty))
-    scorer = search.Scorer(
-        vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
-        float(alpha) if lm else 0.0,
-        float(beta) if lm else 0.0,
-        unknown_bonus,
-        *trie,
-        np.zeros(len(rows)) if losses is None else losses[rows],
-        *_model_arrays(lm),
-        *_hotword_automaton(vocabulary, phrases),
-    )
+    scorer, rows = _make_scorer(vocabulary, lm, lexicon, phrases, is_heard=is_heard, alpha=alpha, beta=beta, unknown_penalty=unknown_penalty)
     log_blank_threshold = math.log(blank_threshold) if blank_threshold > 0 else -math.inf
     pruning = search.Pruning(int(beam_size), float(beam_threshold), float(token_threshold), log_blank_threshold, num_best == 1)
     num_searched = int((log_probs[:, BLANK_ID] <= log_blank_threshold).sum())
@@ -186,17 +173,7 @@ def beam_search(
 def _compiled_search() -> Callable[..., int]:
     from asr import native  # not for greedy decoding
 
-    vocabulary = Vocabulary((BLANK,))
-    scorer = search.Scorer(
-        NONE,
-        0.0,
-        0.0,
-        0.0,
-        *_lexicon_trie(vocabulary, None, None, 0.0, 0.0)[0],
-        np.zeros(0),
-        *_model_arrays(None),
-        *_hotword_automaton(vocabulary, ()),
-    )
+    scorer, _ = _make_scorer(Vocabulary((BLANK,)), None, None, (), is_heard=False, alpha=0.0, beta=0.0, unknown_penalty=0.0)
     pruning = search.Pruning(1, 0.0, 0.0, 0.0, False)
     example = (np.zeros((1, 1), np.float32), scorer, pruning, _work_memory(1, 1, 1, 1), np.empty(1, search.RESULT))
     return native.load(search, "search", example)
@@ -290,6 +267,36 @@ def _checked(log_probs: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
 
 
 # --- what scores words -----------------------------------------------------------------------------------------------
+
+
+def _make_scorer(
+    vocabulary: Vocabulary,
+    lm: LanguageModel | None,
+    lexicon: Lexicon | None,
+    hotwords: tuple[tuple[str, float], ...],
+    *,
+    is_heard: bool,
+    alpha: float,
+    beta: float,
+    unknown_penalty: float,
+) -> tuple[search.Scorer, np.ndarray]:
+    """Return the scorer and, of each of its entries, which of the lexicon's words it is. is_heard: the hotwords sound as the lexicon says."""
+    trie, rows = _lexicon_trie(vocabulary, lm, lexicon, float(alpha), float(unknown_penalty))
+    losses = np.zeros(len(rows))
+    if lexicon is not None and is_heard and hotwords:
+        losses = _homophone_losses(lexicon, hotwords)[rows]
+        hotwords = tuple(_pronounced(lexicon, hotwords).items())
+    scorer = search.Scorer(
+        vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
+        float(alpha) if lm else 0.0,
+        float(beta) if lm else 0.0,
+        -math.inf if lexicon is not None else -float(unknown_penalty) if lm else 0.0,
+        *trie,
+        losses,
+        *_model_arrays(lm),
+        *_hotword_automaton(vocabulary, hotwords),
+    )
+    return scorer, rows
 
 
 def _model_arrays(lm: LanguageModel | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -9,10 +9,8 @@ previous frame are one matrix product over the whole sequence and both direction
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -97,17 +95,12 @@ def _bits(x: Tensor) -> Tensor:
     return x.view(torch.int16 if x.dtype == torch.bfloat16 else torch.int32)
 
 
+_LOOPS: dict[tuple[str, torch.dtype], native.Loop] = {}
+
+
 def _bind(name: str, left: int, dtype: torch.dtype, *tensors: Tensor) -> Callable[[int], int]:
     """Return the loop `name` of asr/layers.py for these arguments, a function of the step; it keeps the tensors alive."""
-    return _loop(name, dtype).bind(left, int(dtype == torch.bfloat16), *(tensor.detach().numpy() for tensor in tensors))
-
-
-@cache
-def _loop(name: str, dtype: torch.dtype) -> native.Loop:
-    matrix, bits = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.int16 if dtype == torch.bfloat16 else np.int32)
-    vector, row_bits, positions = np.zeros(1, np.float32), np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int64)
-    if name == "gru_frame":
-        example: tuple[Any, ...] = (positions, bits, bits, vector, matrix, row_bits, matrix, bits, matrix, matrix)
-    else:
-        example = (positions, matrix, matrix, matrix, bits, matrix, row_bits, matrix, bits, bits, vector)
-    return native.load(layers, name, (0, 0, 1, *example), fused=True)
+    arguments = (left, int(dtype == torch.bfloat16), *(tensor.detach().numpy() for tensor in tensors))
+    if (name, dtype) not in _LOOPS:
+        _LOOPS[name, dtype] = native.load(layers, name, (0, *arguments), fused=True)
+    return _LOOPS[name, dtype].bind(*arguments)

@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader
 from asr.audio import SAMPLE_RATE, AudioError, load_audio
 from asr.augment import AugmentConfig, spec_augment
 from asr.checkpoint import (
-    DECODER_NAME,
     G2P_NAME,
     LEXICON_NAME,
     LM_NAME,
@@ -37,6 +36,7 @@ from asr.checkpoint import (
     load_model_folder,
     load_network,
     load_training_state,
+    read_decoder_settings,
     save_model_folder,
     save_training_state,
 )
@@ -55,6 +55,7 @@ from asr.model import AcousticModel, ModelConfig, output_length
 from asr.muon import Muon
 from asr.storage import remove_leftovers, write_atomically
 from asr.text import ENGLISH, Vocabulary
+from asr.transcribe import decoder_config
 from asr.wer import ErrorCounts, count_word_errors
 
 logger = logging.getLogger(__name__)
@@ -339,9 +340,10 @@ def _prepare_folder(
 
 def _read_search(best: Path) -> tuple[DecoderConfig, LanguageModel | None]:
     """Return how validation decodes: with the settings and the language model that came from `init`, greedily without."""
-    if not ((best / DECODER_NAME).exists() and (best / LM_NAME).exists()):
+    settings = read_decoder_settings(best)
+    if not (settings and (best / LM_NAME).exists()):
         return DecoderConfig(), None
-    return DecoderConfig(**json.loads((best / DECODER_NAME).read_bytes())), load_lm(best / LM_NAME)
+    return decoder_config(best, settings), load_lm(best / LM_NAME)
 
 
 def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim.Optimizer]:

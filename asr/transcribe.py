@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -241,10 +242,15 @@ def make_segment(number: int, start_s: float, end_s: float, words: tuple[Word, .
 
 def folder_decoder(folder: ModelFolder) -> DecoderConfig:
     """Return the decoder settings of a model folder. Raises CheckpointError where they are none."""
+    return decoder_config(folder.path, folder.decoder)
+
+
+def decoder_config(path: Path, settings: Mapping[str, Any]) -> DecoderConfig:
+    """Return the settings of the search that the folder `path` has. Raises CheckpointError where they are none."""
     try:
-        return DecoderConfig(**folder.decoder)
+        return DecoderConfig(**settings)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder.path / DECODER_NAME}: {error}; tune the decoder again") from error
+        raise CheckpointError(f"{path / DECODER_NAME}: {error}; tune the decoder again") from error
 
 
 def folder_lm(folder: ModelFolder) -> LanguageModel | None:

@@ -28,8 +28,11 @@ UNKNOWN_ID, START_ID, END_ID = 0, 1, 2
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the text is too small to estimate them, as KenLM's lmplz has them
 LN_10 = np.log(10.0)
 NEVER = -99 * LN_10  # what ARPA files give <s>, which is never predicted
-FORMAT, FORMAT_VERSION = "asr n-gram", "1"
-STEPS_PER_NAT = 1024  # compact files hold log-probabilities as 16-bit multiples of 1/1024
+FORMAT, FORMAT_VERSION = "asr n-gram", "2"
+NUM_CODES = 256  # so many values a level the log-probabilities of a compact file have, and the back-off weights
+STEPS_PER_NAT = 1024  # in files of version 1 they are 16-bit multiples of 1/1024
+PACKED_TYPES = (np.uint8, np.uint16, np.int32)  # of a compact file's integers
+CHUNK_SIZE = 1 << 15  # codes looked up at once, so that little memory is needed beside the result
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +70,7 @@ class LanguageModel:
     @cached_property
     def level_starts(self) -> np.ndarray:
         """First node of each order 0 (the empty context) to `order`, and the number of nodes: (order + 2,)."""
-        starts = [0, 1]
-        for _ in range(self.order - 1):
-            starts.append(int(self.first_child[starts[-1]]))
-        return np.array([*starts, len(self.word)])
+        return _level_starts(self.first_child, self.order)
 
     @property
     def num_ngrams(self) -> tuple[int, ...]:
@@ -254,7 +254,7 @@ def _read_words(sentences: Iterable[str], vocabulary_size: int | None) -> tuple[
     counts = np.bincount(stream, minlength=len(first_ids))
     ordinary = list(first_ids)[len(specials) :]
     frequent = sorted(ordinary, key=lambda word: (-counts[first_ids[word]], word))[:vocabulary_size]
-    words = (*specials, *sorted(frequent))
+    words = (*specials, *frequent)  # the compact file is smaller where the frequent words come first
     new_ids = np.full(len(first_ids), UNKNOWN_ID, np.int32)
     new_ids[[first_ids[word] for word in words]] = np.arange(len(words))
     return words, new_ids[stream]
@@ -423,19 +423,30 @@ def load(path: str | Path) -> LanguageModel:
 
 
 def save(model: LanguageModel, path: str | Path) -> None:
-    """Write `model` as a compact file: its arrays as safetensors, log-probabilities to 1/1024."""
-    index_type = np.uint16 if len(model.words) < 1 << 16 else np.int32
-    trigrams = model.level_starts[min(model.order, 3)]
+    """Write `model` as a compact file: its arrays as safetensors, its numbers rounded to the nearest of NUM_CODES a level.
+
+    Beside the words and the links of n-grams of order 3 and more to their suffixes, which those of shorter ones show, it holds
+
+        is_context (M / 8,)       a bit a node: whether it has children or a back-off weight
+        num_children, backoff     of these nodes
+        gap, log_prob (N,)        of each node; the gap is its word less that of the sibling before it
+    """
+    num_children = np.diff(model.first_child)
+    is_context = (num_children > 0) | (model.backoff != 0)
+    gap = np.diff(model.word, prepend=0)
+    first = model.first_child[:-1][num_children > 0]
+    gap[first] = model.word[first]
+    context_starts = np.searchsorted(np.flatnonzero(is_context), model.level_starts[:-1])
     tensors = {
         "words": np.frombuffer("\n".join(model.words).encode(), np.uint8),
-        "word": model.word.astype(index_type),
-        "num_children": np.diff(model.first_child).astype(index_type),
-        "log_prob": _to_steps(model.log_prob),
-        "backoff": _to_steps(model.backoff),
-        "suffix": model.suffix[trigrams:],  # that of a word is the empty context, that of a bigram its last word
+        "is_context": np.packbits(is_context),
+        **_pack("num_children", num_children[is_context]),
+        **_pack("gap", gap),
+        **_to_codes("log_prob", model.log_prob, model.level_starts),
+        **_to_codes("backoff", model.backoff[is_context], context_starts),
+        "suffix": model.suffix[model.level_starts[min(model.order, 3)] :],
     }
-    metadata = {"format": FORMAT, "version": FORMAT_VERSION, "order": str(model.order)}
-    write_atomically(path, to_bytes(tensors, metadata))
+    write_atomically(path, to_bytes(tensors, {"format": FORMAT, "version": FORMAT_VERSION}))
 
 
 def _load_compact(path: Path) -> LanguageModel:
@@ -443,43 +454,35 @@ def _load_compact(path: Path) -> LanguageModel:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:  # TypeError: of kinds that numpy lacks
+    except (SafetensorError, TypeError, AttributeError) as error:  # the last two: of kinds that numpy lacks
         raise LanguageModelError(
             f"{path}: expected a compact language model, found a damaged file ({error})"
         ) from error
-    if (metadata.get("format"), metadata.get("version")) != (FORMAT, FORMAT_VERSION):
+    version = metadata.get("version")
+    if metadata.get("format") != FORMAT or version not in ("1", FORMAT_VERSION):
         raise LanguageModelError(
-            f"{path}: expected a language model of format {FORMAT!r} version {FORMAT_VERSION}, found {metadata};"
+            f"{path}: expected a language model of format {FORMAT!r} version 1 or {FORMAT_VERSION}, found {metadata};"
             " it is another kind of file or from a newer version of this package"
         )
     try:
         words = tuple(tensors["words"].tobytes().decode().split("\n"))
-        first_child = np.ones(1 + len(tensors["num_children"]), np.int32)
-        np.cumsum(tensors["num_children"], out=first_child[1:])
-        first_child[1:] += 1
-        model = LanguageModel(
-            order=int(metadata["order"]),
-            words=words,
-            word=tensors["word"].astype(np.int32),
-            log_prob=_from_steps(tensors["log_prob"]),
-            backoff=_from_steps(tensors["backoff"]),
-            first_child=first_child,
-            suffix=np.zeros(len(tensors["num_children"]), np.int32),
-        )
-        if model.order > 2:
-            bigrams, trigrams = model.level_starts[2:4]
-            model.suffix[bigrams:trigrams] = 1 + model.word[bigrams:trigrams]
-            model.suffix[trigrams:] = tensors["suffix"]
+        model = _read_version_1(words, tensors, int(metadata["order"])) if version == "1" else _read(words, tensors)
+        bigrams, trigrams = model.level_starts[[min(model.order, 2), min(model.order, 3)]]
+        np.add(model.word[bigrams:trigrams], 1, out=model.suffix[bigrams:trigrams])
+        model.suffix[trigrams:] = tensors["suffix"]
         sound = (
             words[:3] == (UNKNOWN, START, END)
-            and len(model.word) == len(model.log_prob) == model.first_child[-1]
-            and len(model.suffix) == len(model.backoff) == model.level_starts[-2]
+            and model.order > 1
+            and model.level_starts[2] == 1 + len(words)  # so that each word continues the empty context
+            and (model.first_child[1:] >= model.first_child[:-1]).all()
+            and model.word.shape == model.log_prob.shape == (model.first_child[-1],)
+            and model.suffix.shape == model.backoff.shape == (model.level_starts[-2],)
             and np.array_equal(model.word[1 : 1 + len(words)], np.arange(len(words)))
             and 0 <= model.word.min() <= model.word.max() < len(words)
-            and (model.suffix[1:] < np.arange(1, len(model.suffix))).all()  # so that following it ends
-            and model.suffix.min() == 0
+            and tensors["suffix"].min(initial=0) >= 0
+            and (tensors["suffix"] < np.arange(trigrams, model.level_starts[-2])).all()  # so that following it ends
         )
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise LanguageModelError(
             f"{path}: expected a compact language model, found arrays that do not fit ({error})"
         ) from error
@@ -488,15 +491,112 @@ def _load_compact(path: Path) -> LanguageModel:
     return model
 
 
-def _to_steps(log_probs: np.ndarray) -> np.ndarray:
-    limits = np.iinfo(np.int16)
-    steps: np.ndarray = np.clip(np.rint(log_probs * STEPS_PER_NAT), limits.min, limits.max).astype(np.int16)
-    return steps
+def _read(words: tuple[str, ...], tensors: dict[str, np.ndarray]) -> LanguageModel:
+    """Return the model that `save` made the arrays of, as yet without suffixes. In place where it can: new memory takes longest."""
+    is_context = np.unpackbits(tensors["is_context"]).view(bool)  # and up to 7 nodes too many
+    contexts = np.flatnonzero(is_context)
+    first_child = np.zeros(1 + len(is_context), np.int32)
+    first_child[0], first_child[1 + contexts] = 1, _unpack("num_children", tensors)
+    np.cumsum(first_child, out=first_child)
+    order = len(tensors["backoff_values"])
+    starts = _level_starts(first_child, order)
+    word = _unpack("gap", tensors)
+    first = first_child[contexts]
+    first = first[np.diff(first, append=len(word)) > 0]
+    word[first[1:]] -= np.diff(np.cumsum(word, dtype=np.int32)[first - 1])  # less the last word of the siblings before
+    backoff = np.zeros(len(is_context), np.float32)
+    backoff[contexts] = _from_codes("backoff", tensors, np.searchsorted(contexts, starts[:-1]))
+    return LanguageModel(
+        order=order,
+        words=words,
+        word=np.cumsum(word, out=word),
+        log_prob=_from_codes("log_prob", tensors, starts),
+        backoff=backoff[: starts[-2]],
+        first_child=first_child[: 1 + starts[-2]],
+        suffix=np.zeros(len(backoff), np.int32)[: starts[-2]],
+    )
 
 
-def _from_steps(steps: np.ndarray) -> np.ndarray:
-    log_probs: np.ndarray = np.multiply(steps, np.float32(1 / STEPS_PER_NAT), dtype=np.float32)
-    return log_probs
+def _read_version_1(words: tuple[str, ...], tensors: dict[str, np.ndarray], order: int) -> LanguageModel:
+    log_prob, backoff = (
+        np.multiply(tensors[name], np.float32(1 / STEPS_PER_NAT), dtype=np.float32) for name in ("log_prob", "backoff")
+    )
+    return LanguageModel(
+        order=order,
+        words=words,
+        word=tensors["word"].astype(np.int32),
+        log_prob=log_prob,
+        backoff=backoff,
+        first_child=np.cumsum(np.append(1, tensors["num_children"]), dtype=np.int32),
+        suffix=np.zeros(len(backoff), np.int32),
+    )
+
+
+def _level_starts(first_child: np.ndarray, order: int) -> np.ndarray:
+    starts = [0, 1]
+    for _ in range(order):
+        starts.append(int(first_child[starts[-1]]))
+    return np.array(starts)
+
+
+def _pack(name: str, numbers: np.ndarray) -> dict[str, np.ndarray]:
+    """Return numbers >= 0, most of them small, in 8 bits; the largest number that fits stands for one that 16 bits hold, or 32."""
+    tensors = {}
+    for kind in PACKED_TYPES:
+        limit = np.iinfo(kind).max
+        tensors[f"{name}_{kind.__name__}"] = np.minimum(numbers, limit).astype(kind)
+        numbers = numbers[numbers >= limit]
+    return tensors
+
+
+def _unpack(name: str, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    numbers = np.zeros(0, np.int32)
+    for kind in reversed(PACKED_TYPES):
+        packed = tensors[f"{name}_{kind.__name__}"]
+        wide = packed.astype(np.int32)
+        wide[np.flatnonzero(packed == np.iinfo(packed.dtype).max)] = numbers
+        numbers = wide
+    if numbers.min(initial=0) < 0:
+        raise ValueError(f"negative numbers in {name}")
+    return numbers
+
+
+def _to_codes(name: str, numbers: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return each level's NUM_CODES values and, of each number, which it is nearest to."""
+    levels = [numbers[start:end] for start, end in pairwise(starts)]
+    values = [_codebook(level) for level in levels]
+    codes = [np.searchsorted((v[1:] + v[:-1]) / 2, level) for v, level in zip(values, levels, strict=True)]
+    return {name: np.concatenate(codes).astype(np.uint8), f"{name}_values": np.array(values, np.float32)}
+
+
+def _from_codes(name: str, tensors: dict[str, np.ndarray], starts: np.ndarray) -> np.ndarray:
+    codes, values = tensors[name], tensors[f"{name}_values"].astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"numbers in {name} that are not finite")
+    numbers = np.zeros(codes.shape, np.float32)
+    for level, (start, end) in zip(values, pairwise(starts), strict=True):
+        for chunk in range(start, end, CHUNK_SIZE):
+            part = slice(chunk, min(chunk + CHUNK_SIZE, end))
+            np.take(level, codes[part], out=numbers[part], mode="clip")  # the other modes write to a buffer first
+    return numbers
+
+
+def _codebook(numbers: np.ndarray) -> np.ndarray:
+    """Return NUM_CODES values, rising, to round `numbers` to with little square error: all that occur, where they are no more.
+
+    The cell with the greatest error is split at its mean, again and again; of each cell the mean is taken.
+    """
+    ordered = np.sort(numbers).astype(np.float64)
+    totals, squares = (np.append(0, np.cumsum(x)) for x in (ordered, ordered**2))
+    edges, means = np.array([0, len(ordered)]), np.array([ordered.mean() if len(ordered) else 0.0])
+    while len(means) < NUM_CODES:
+        worst = int(np.argmax(np.diff(squares[edges]) - np.diff(edges) * means**2))
+        edge = np.searchsorted(ordered, means[worst])
+        if not edges[worst] < edge < edges[worst + 1]:
+            break
+        edges = np.insert(edges, worst + 1, edge)
+        means = np.diff(totals[edges]) / np.diff(edges)
+    return np.pad(means, (0, NUM_CODES - len(means)), mode="edge")
 
 
 def write_arpa(model: LanguageModel, path: str | Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from asr import lm
 from asr.lm import LanguageModel, LanguageModelError
@@ -194,7 +197,7 @@ def test_a_model_comes_back_from_its_file(tmp_path: Path, name: str) -> None:
     (lm.write_arpa if "arpa" in name else lm.save)(model, tmp_path / name)
     again = lm.load(tmp_path / name)
     text = [*random_text(3, 50), "unheard words", ""]
-    limit = {"m.lm": 0.02}.get(name, 1e-4)  # compact files round each number to 1/1024
+    limit = {"m.lm": 0.02}.get(name, 1e-4)  # compact files have 256 values a level
     assert set(again.words) == set(model.words) and again.num_ngrams == model.num_ngrams
     assert np.abs(again.score_sentences(text) - model.score_sentences(text)).max() < limit
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -205,6 +208,93 @@ def test_a_compact_file_keeps_the_links_between_contexts(tmp_path: Path) -> None
         model = lm.train(random_text(2), order=order, prune_threshold=1e-4)
         lm.save(model, tmp_path / "m.lm")
         assert (lm.load(tmp_path / "m.lm").suffix == model.suffix).all()
+
+
+def test_a_compact_file_rounds_to_256_values_a_level(tmp_path: Path) -> None:
+    model = lm.train(random_text(2, 4000), order=3, prune_threshold=1e-6)
+    lm.save(model, tmp_path / "m.lm")
+    again = lm.load(tmp_path / "m.lm")
+    levels = [slice(*pair) for pair in pairwise(model.level_starts)]
+    assert max(len(np.unique(model.log_prob[level])) for level in levels) > 256
+    assert max(len(np.unique(again.log_prob[level])) for level in levels) == 256
+    assert np.abs(again.log_prob - model.log_prob).max() < 0.05 and np.abs(again.backoff - model.backoff).max() < 0.05
+    assert again.log_prob[model.start_state] == np.float32(lm.NEVER)
+    assert (again.backoff[np.diff(model.first_child) == 0] == 0).all()
+    for state in range(len(model.backoff)):
+        assert distribution(again, state).sum() == pytest.approx(1, abs=0.02)
+
+
+def test_what_has_no_more_than_256_values_is_not_rounded() -> None:
+    values = np.sort(np.random.default_rng(0).normal(size=200))
+    assert np.unique(lm._codebook(np.repeat(values, np.arange(1, 201)))) == pytest.approx(values, abs=1e-9)
+    assert (lm._codebook(np.zeros(0)) == 0).all()
+
+
+def test_a_vocabulary_beyond_16_bits_costs_more_only_where_it_is_used(tmp_path: Path) -> None:
+    """Where the next word's id is more than 65,534 beyond its sibling's, it takes 4 bytes, and 1 or 2 elsewhere."""
+    words = [f"w{i:05}" for i in range(70_000)]
+    model = lm.train([*words[:-1], *["w00000 w00001"] * 5, "w00000 w69999"], order=2)
+    lm.save(model, tmp_path / "m.lm")
+    again = lm.load(tmp_path / "m.lm")
+    assert model.words[3:5] == ("w00000", "w00001")  # the most frequent first
+    assert again.words == model.words
+    assert np.array_equal(again.word, model.word) and np.array_equal(again.first_child, model.first_child)
+    sizes = {name: len(tensor) for name, tensor in load_file(tmp_path / "m.lm").items()}
+    assert (sizes["gap_uint8"], sizes["gap_uint16"], sizes["gap_int32"]) == (len(model.word), 1, 1)
+
+
+def test_a_compact_file_of_version_1_is_still_read(tmp_path: Path) -> None:
+    model = lm.train(random_text(2), order=4, prune_threshold=1e-4)
+    tensors = {
+        "words": np.frombuffer("\n".join(model.words).encode(), np.uint8),
+        "word": model.word.astype(np.uint16),
+        "num_children": np.diff(model.first_child).astype(np.uint16),
+        "log_prob": np.rint(np.maximum(model.log_prob, -32) * 1024).astype(np.int16),
+        "backoff": np.rint(model.backoff * 1024).astype(np.int16),
+        "suffix": model.suffix[model.level_starts[3] :],
+    }
+    save_file(tensors, tmp_path / "m.lm", {"format": "asr n-gram", "version": "1", "order": "4"})
+    again = lm.load(tmp_path / "m.lm")
+    for name in ("word", "first_child", "suffix"):
+        assert np.array_equal(getattr(again, name), getattr(model, name))
+    assert np.abs(again.log_prob - np.maximum(model.log_prob, -32)).max() <= 0.5 / 1024 + 1e-6
+    assert np.abs(again.backoff - model.backoff).max() <= 0.5 / 1024 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "lie"),
+    [
+        ("words", slice(-1, None), ord("\n")),  # one more word than the empty context has children
+        ("num_children_uint8", 0, 4),  # fewer than there are words
+        ("num_children_uint8", 1, 255),  # so that one is missing among those in 16 bits
+        ("gap_uint8", 3, 200),  # beyond the vocabulary
+        ("gap_uint8", 3, 2),  # an id without a word
+        ("log_prob_values", (1, 2), np.nan),
+        ("backoff_values", (1, 0), np.inf),
+        ("is_context", 0, 0),
+        ("backoff_values", slice(None), None),  # cut to order 1
+        ("log_prob", slice(None), None),
+        ("num_children_int32", slice(None), -1),
+    ],
+)
+def test_arrays_that_contradict_each_other_are_an_error(
+    tmp_path: Path, name: str, index: object, lie: float | None
+) -> None:
+    path = tmp_path / "m.lm"
+    lm.save(lm.train(TEXT, order=3), path)
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    tensors = {key: tensor.copy() for key, tensor in load_file(path).items()}
+    if lie is None:
+        tensors[name] = tensors[name][:1]
+    elif name == "num_children_int32":
+        tensors["num_children_uint8"][1], tensors["num_children_uint16"] = 255, np.array([65_535], np.uint16)
+        tensors[name] = np.array([lie], np.int32)
+    else:
+        tensors[name][index] = lie
+    save_file(tensors, path, metadata)
+    with pytest.raises(LanguageModelError, match=r"m\.lm: expected a compact language model, found arrays that"):
+        lm.load(path)
 
 
 def test_kenlm_gives_our_arpa_files_the_same_scores(tmp_path: Path) -> None:
@@ -300,8 +390,6 @@ def test_a_cut_file_is_an_error(tmp_path: Path, keep: float) -> None:
 
 
 def test_another_kind_of_file_is_an_error(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
     save_file({"x": np.zeros(3)}, tmp_path / "weights.safetensors")
     with pytest.raises(LanguageModelError, match="another kind of file"):
         lm.load(tmp_path / "weights.safetensors")

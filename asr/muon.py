@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 COEFFICIENTS = (
@@ -26,8 +27,11 @@ class Muon(torch.optim.Optimizer):
     or four.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "num_blocks": 1})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -44,13 +48,31 @@ class Muon(torch.optim.Optimizer):
                 updates.setdefault(matrices[0].shape, []).extend(zip(matrices, directions, strict=True))
             for shape, pairs in updates.items():
                 step_size = group["lr"] * UPDATE_RMS * max(shape) ** 0.5
-                for (matrix, _), direction in zip(pairs, orthogonalise(torch.stack([d for _, d in pairs])), strict=True):
+                for (matrix, _), direction in zip(pairs, _orthogonalise_together(torch.stack([d for _, d in pairs]), self.dtype), strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=step_size)
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Return the matrices (K, M, N) with their singular values moved to about 1: U V^T of each one's U S V^T, in bfloat16 precision."""
-    x = matrices.bfloat16()
+def _orthogonalise_together(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return orthogonalise(matrices); where several processes train, each does its part of them and they exchange the results."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if world == 1:
+        return orthogonalise(matrices, dtype)
+    parts = matrices.tensor_split(world)
+    done = [torch.empty_like(part) for part in parts]
+    mine = orthogonalise(parts[dist.get_rank()], dtype)
+    for rank, part in enumerate(done):
+        if rank == dist.get_rank():
+            part.copy_(mine)
+        dist.broadcast(part, rank)
+    return torch.cat(done)
+
+
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return the matrices (K, M, N) with their singular values moved to about 1: U V^T of each one's U S V^T, computed in `dtype`.
+
+    The iteration needs no more than bfloat16's precision, but processors that have no such products are slow at them.
+    """
+    x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (1.01 * x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)

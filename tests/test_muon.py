@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import socket
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from asr.muon import UPDATE_RMS, Muon, orthogonalise
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 32), (2, 32, 8), (1, 1, 5)])
-def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, int, int]) -> None:
+def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
-    found = orthogonalise(matrices)
+    found = orthogonalise(matrices, dtype)
     values = torch.linalg.svdvals(found)
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
     well_conditioned = s > 0.05 * s[:, :1]
@@ -45,6 +51,36 @@ def test_blocks_are_updated_as_if_they_were_matrices_of_their_own() -> None:
     Muon([{"params": [whole], "num_blocks": 3}], lr=0.1).step()
     Muon([{"params": apart}], lr=0.1).step()
     assert torch.allclose(whole.detach(), torch.cat([p.detach() for p in apart]), atol=1e-6)
+
+
+def update_as_rank(rank: int, port: int, path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.save(five_updated(), path / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def five_updated() -> list[torch.Tensor]:
+    """Four matrices of one shape, which two processes share, and one of another."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [nn.Parameter(torch.zeros(6, 4)) for _ in range(4)] + [nn.Parameter(torch.zeros(3, 5))]
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape, generator=generator)
+    Muon([{"params": weights}], lr=0.1).step()
+    return [weight.detach() for weight in weights]
+
+
+def test_two_processes_update_as_one_does(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    children = [multiprocessing.get_context("spawn").Process(target=update_as_rank, args=(rank, port, tmp_path)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    for rank in (0, 1):
+        for alone, shared in zip(five_updated(), torch.load(tmp_path / f"{rank}.pt", weights_only=True), strict=True):
+            assert torch.allclose(alone, shared, atol=1e-6)
 
 
 def test_a_saved_state_continues_alike() -> None:

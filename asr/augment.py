@@ -16,13 +16,17 @@ class AugmentConfig:
     """What training does to an utterance.
 
     speeds: factors drawn from uniformly (Ko et al. 2015). noise_probability: share of utterances that get noise, at a signal-to-noise
-    ratio drawn from noise_snr_db. SpecAugment (Park et al. 2019): freq_masks masks of up to freq_width mel bins; time masks of up to
+    ratio drawn from noise_snr_db. reverb_probability: share that gets the reverberation of a made-up room, with a reverberation time drawn
+    from reverb_rt60_s and direct sound reverb_direct_db stronger than what follows it. SpecAugment (Park et al. 2019): freq_masks masks of up to freq_width mel bins; time masks of up to
     time_width frames, time_masks_per_s of them a second (at least one), never more than time_share of the utterance in all.
     """
 
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     noise_probability: float = 0.0
     noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    reverb_probability: float = 0.0
+    reverb_rt60_s: tuple[float, float] = (0.1, 0.6)
+    reverb_direct_db: tuple[float, float] = (-3.0, 15.0)
     freq_masks: int = 2
     freq_width: int = 27
     time_masks_per_s: float = 0.4
@@ -32,8 +36,9 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
             raise ValueError(f"speeds: expected factors between 0.5 and 2, found {self.speeds!r}")
-        if not 0 <= self.noise_probability <= 1:
-            raise ValueError(f"noise_probability: expected 0 to 1, found {self.noise_probability!r}")
+        for name in ("noise_probability", "reverb_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected 0 to 1, found {getattr(self, name)!r}")
 
 
 def change_speed(waveform: np.ndarray, factor: float) -> np.ndarray:
@@ -57,6 +62,19 @@ def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float, *, rng: np
     return (waveform + np.float32(gain) * stretch).astype(np.float32)
 
 
+def reverberate(waveform: np.ndarray, rt60_s: float, direct_db: float, *, rng: np.random.Generator, sample_rate: int = 16_000) -> np.ndarray:
+    """Return the waveform (N,) as it sounds in a room: followed by noise that decays by 60 dB in rt60_s seconds (Polack's model, 1988).
+
+    direct_db: energy of the direct sound over that of the reverberation.
+    """
+    length = max(int(rt60_s * sample_rate), 1)
+    tail = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
+    response = np.concatenate([[1.0], tail * np.sqrt(10 ** (-direct_db / 10) / np.sum(tail**2))])
+    size = 1 << (len(waveform) + len(response) - 1).bit_length()
+    wet = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(response, size), size)
+    return wet[: len(waveform)].astype(np.float32)
+
+
 def coloured_noise(num_samples: int, exponent: float, *, rng: np.random.Generator) -> np.ndarray:
     """Return noise (N,) whose power falls as 1 / f^exponent: 0 white, 1 pink, 2 brown."""
     spectrum = rng.standard_normal(num_samples // 2 + 1) + 1j * rng.standard_normal(num_samples // 2 + 1)
@@ -73,12 +91,14 @@ def augment_waveform(
     rng: np.random.Generator,
     fastest_speed: float = np.inf,
 ) -> np.ndarray:
-    """Return the waveform (N,) at a drawn speed and, now and then, in noise: one of `noises`, or coloured noise made on the spot.
+    """Return the waveform (N,) at a drawn speed and, now and then, in a room, and in noise: one of `noises`, or coloured noise made on the spot.
 
     A drawn speed above fastest_speed (and above 1) becomes 1.
     """
     speed = config.speeds[int(rng.integers(len(config.speeds)))]
     waveform = change_speed(waveform, speed if speed <= max(fastest_speed, 1.0) else 1.0)
+    if config.reverb_probability and rng.random() < config.reverb_probability:
+        waveform = reverberate(waveform, rng.uniform(*config.reverb_rt60_s), rng.uniform(*config.reverb_direct_db), rng=rng)
     if rng.random() >= config.noise_probability:
         return waveform
     kind = int(rng.integers(len(noises) + 1))

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from asr.augment import AugmentConfig, add_noise, augment_waveform, change_speed, coloured_noise, spec_augment
+from asr.augment import (
+    AugmentConfig,
+    add_noise,
+    augment_waveform,
+    change_speed,
+    coloured_noise,
+    reverberate,
+    spec_augment,
+)
 
 TONE = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32)
 NO_NOISE: list[np.ndarray] = []
@@ -31,6 +39,24 @@ def test_silence_and_silent_noise_stay_as_they_are() -> None:
     rng = np.random.default_rng(0)
     assert np.array_equal(add_noise(np.zeros(100, np.float32), TONE, 10, rng=rng), np.zeros(100, np.float32))
     assert np.array_equal(add_noise(TONE, np.zeros(100, np.float32), 10, rng=rng), TONE)
+
+
+@pytest.mark.parametrize("direct_db", [-3.0, 10.0])
+def test_a_click_in_a_room_decays_by_60_db_in_the_reverberation_time(direct_db: float) -> None:
+    click = np.zeros(16_000, np.float32)
+    click[0] = 1
+    heard = reverberate(click, 0.5, direct_db, rng=np.random.default_rng(0))
+    assert len(heard) == 16_000 and heard.dtype == np.float32 and heard[0] == pytest.approx(1, abs=1e-5)
+    assert 10 * np.log10(np.sum(heard[1:].astype(float) ** 2)) == pytest.approx(-direct_db, abs=0.01)
+    levels = 10 * np.log10([np.mean(heard[start : start + 1600].astype(float) ** 2) for start in (1, 4801)])
+    assert levels[0] - levels[1] == pytest.approx(60 * 4800 / 8000, abs=2)
+    assert np.abs(heard[8010:]).max() < 1e-6
+
+
+def test_a_room_can_be_asked_for_and_changes_the_waveform() -> None:
+    config = AugmentConfig(speeds=(1.0,), reverb_probability=1.0)
+    heard = augment_waveform(TONE, config, noises=NO_NOISE, rng=np.random.default_rng(0))
+    assert len(heard) == len(TONE) and not np.allclose(heard, TONE, atol=1e-3)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
@@ -92,7 +118,7 @@ def test_masks_are_whole_bands_and_whole_stretches() -> None:
     assert np.array_equal(row, row.all(axis=1)[:, None] | row.all(axis=0)[None, :])
 
 
-@pytest.mark.parametrize("wrong", [{"speeds": ()}, {"speeds": (0.1,)}, {"noise_probability": 1.5}])
+@pytest.mark.parametrize("wrong", [{"speeds": ()}, {"speeds": (0.1,)}, {"noise_probability": 1.5}, {"reverb_probability": -0.1}])
 def test_absurd_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AugmentConfig(**wrong)  # type: ignore[arg-type]

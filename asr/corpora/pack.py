@@ -36,7 +36,7 @@ _logger = logging.getLogger(__name__)
 
 ENGLISH_PACKS = (
     "librispeech", "librispeech_recovered", "common_voice", "common_voice_2", "common_voice_recovered",
-    "ljspeech", "ljtext", "cmu_arctic", "kathleen", "asterisk",
+    "ljspeech", "ljtext", "cmu_arctic", "kathleen", "asterisk", "an4",
 )  # fmt: skip
 ENGLISH_DEV = ("librispeech", "common_voice")
 TOO_FAST = {"bdl_arctic_b0512"}  # its letters need more output frames than it has

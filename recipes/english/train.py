@@ -12,7 +12,7 @@ from asr.cut import cut_manifest
 from asr.decoder import DecoderConfig
 from asr.lexicon import read_lexicon
 from asr.model import ModelConfig
-from asr.train import TrainConfig, train
+from asr.train import TrainConfig, fast_bfloat16, train
 from asr.transcribe import Transcriber
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--lexicon", type=Path, default=Path("runs/lexicon.txt"), help="written by lexicon.py (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/english"), help="run folder (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=12, help="passes over the data (default: %(default)s)")
-    parser.add_argument("--batch-seconds", type=float, default=100.0, help="seconds of audio a step (default: %(default)s)")
+    parser.add_argument("--batch-seconds", type=float, default=160.0, help="seconds of audio a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
@@ -47,11 +47,12 @@ def main() -> None:
         init=arguments.init,
         sounds=sounds,
         lexicon=str(arguments.lexicon),
-        model=ModelConfig(dropout=0.15, num_sounds=len(sounds)),
+        model=ModelConfig(dropout=0.2, num_sounds=len(sounds)),
         augment=AugmentConfig(
             speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
             noise_probability=0.2,
-            freq_width=12,
+            reverb_probability=0.15,
+            freq_width=16,
             time_masks_per_s=0.3,
             time_width=20,
             time_share=0.15,
@@ -63,7 +64,8 @@ def main() -> None:
         validate_epochs=arguments.validate_epochs,
         ema_decay=0.998,
         anneal_dropout=True,
-        precision="bfloat16",
+        consistency=0.2,
+        precision="bfloat16" if fast_bfloat16(arguments.device) else "float32",
         device=arguments.device,
         num_threads=arguments.threads,
     )

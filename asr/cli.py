@@ -387,7 +387,7 @@ def _print_findings(path: Path, vocabulary: str | None) -> int:
 @click.option("--patience", type=click.IntRange(0), default=0, help="Validations without a better dev WER until the run stops; 0: never.")
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--device", default="cpu", help="cpu or cuda.")
-@click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="bfloat16 is about twice as fast on a CPU with AVX-512 BF16 or AMX.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", help="auto: bfloat16 where the processor has it, such as a CPU with AVX-512 BF16 or AMX, about twice as fast there; else float32.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Processes that read and augment audio.")
 def train(**options: Any) -> None:

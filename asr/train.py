@@ -64,7 +64,7 @@ MAX_BAD_STEPS = 10
 MAX_UNIFORM_SHARE = 1.5  # an epoch's loss over that of a network that guesses every frame's token; above it training has diverged
 LOADER_TIMEOUT_S = 600.0  # to read and augment one batch
 OPTIMISERS = ("adamw", "muon")
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 class TrainingError(ValueError):
@@ -83,7 +83,8 @@ class TrainConfig:
     falling as a cosine. clip_norm: largest norm of the gradient. ema_decay: of the running average of the weights, which is what is
     validated and saved; 0 turns it off. anneal_dropout: from the middle of the run on dropout falls to 0 in a straight line. consistency: weight of the symmetric KL divergence between two differently masked views of an
     utterance (CR-CTC, Yao et al. 2024); 0 turns it off. mmi: weight of the denominator of lattice-free maximum mutual information
-    (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. init: a model folder to start from, its language model included,
+    (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. precision: of the products; "auto" is bfloat16 where the processor
+    has it, else float32. init: a model folder to start from, its language model included,
     with which dev WER is then measured. patience: validations without a better dev
     WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
     """
@@ -286,8 +287,6 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         noises=[load_audio(path) for path in sorted(Path(config.noise_dir).rglob("*.wav"))] if config.noise_dir else [],
     )
     train_set.fastest_speeds = _fastest_speeds(train_set, config)
-    if config.precision == "bfloat16" and not fast_bfloat16(config.device):
-        logger.warning("precision: this processor only imitates bfloat16, which is many times slower; float32 is faster")
     torch.manual_seed(config.seed)
     network = (AcousticModel(config.model) if resume else _initial_network(config, vocabulary, sounds)).to(device)
     optimisers = _optimisers(config, network)
@@ -612,7 +611,8 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
         views, names = 2, names * 2
         features, lengths, *targets = (torch.cat([x, x]) for x in (features, lengths, *targets))
     features = spec_augment(features, lengths.cpu(), config.augment, rng=rng, scale=2.5 if config.consistency else 1.0)
-    dtype = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
+    automatic = torch.bfloat16 if fast_bfloat16(config.device) else None
+    dtype = {"auto": automatic, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
         log_probs, output_lengths = run.wrapped(features, lengths)
     tokens, token_lengths, sounds, sound_lengths = targets

@@ -116,7 +116,7 @@ def run_training(folder: Path, name: str) -> None:
         batch_s=12.0,
         warmup_epochs=1.0,
         consistency=0.2,
-        precision="bfloat16",
+        precision="auto",
         num_threads=1,
         save_minutes=0.01,
     )

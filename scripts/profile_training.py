@@ -75,7 +75,7 @@ def run_epoch(folder: Path, batch_s: float, num_threads: int, device: str) -> No
     asr.train._step = timed("step", asr.train._step)
     torch.Tensor.backward = timed("backward", torch.Tensor.backward)  # type: ignore[method-assign]
     asr.train._train_epoch = timed("epoch", asr.train._train_epoch)
-    config = TrainConfig(train_manifests=(str(folder / "part.jsonl"),), batch_s=batch_s, epochs=1, warmup_epochs=0.5, precision="bfloat16", num_threads=num_threads, device=device)
+    config = TrainConfig(train_manifests=(str(folder / "part.jsonl"),), batch_s=batch_s, epochs=1, warmup_epochs=0.5, precision="auto", num_threads=num_threads, device=device)
     result = train(config, folder / "run")
     figures = {
         **seconds,

@@ -40,7 +40,7 @@ def main() -> None:
         batch_s=60.0,
         learning_rate=1.5e-3,
         ema_decay=0.998,
-        precision="bfloat16",
+        precision="auto",
         seed=arguments.seed,
         num_threads=arguments.threads,
     )

@@ -12,7 +12,7 @@ from asr.cut import cut_manifest
 from asr.decoder import DecoderConfig
 from asr.lexicon import read_lexicon
 from asr.model import ModelConfig
-from asr.train import TrainConfig, fast_bfloat16, train
+from asr.train import TrainConfig, train
 from asr.transcribe import Transcriber
 
 
@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12, help="passes over the data (default: %(default)s)")
     parser.add_argument("--batch-seconds", type=float, default=160.0, help="seconds of audio a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
+    parser.add_argument("--consistency", type=float, default=0.2, help="weight of the consistency loss, 0: one view of each utterance (default: %(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.2, help="until the middle of the run, then falling to 0 (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
     parser.add_argument("--validate-epochs", type=int, default=1, help="epochs from one validation to the next (default: %(default)s)")
@@ -47,7 +49,7 @@ def main() -> None:
         init=arguments.init,
         sounds=sounds,
         lexicon=str(arguments.lexicon),
-        model=ModelConfig(dropout=0.2, num_sounds=len(sounds)),
+        model=ModelConfig(dropout=arguments.dropout, num_sounds=len(sounds)),
         augment=AugmentConfig(
             speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
             noise_probability=0.2,
@@ -64,8 +66,8 @@ def main() -> None:
         validate_epochs=arguments.validate_epochs,
         ema_decay=0.998,
         anneal_dropout=True,
-        consistency=0.2,
-        precision="bfloat16" if fast_bfloat16(arguments.device) else "float32",
+        consistency=arguments.consistency,
+        precision="auto",
         device=arguments.device,
         num_threads=arguments.threads,
     )

@@ -56,7 +56,7 @@ def main() -> None:
         learning_rate=arguments.learning_rate,
         warmup_epochs=1.0,
         ema_decay=0.99,
-        precision="bfloat16",
+        precision="auto",
         seed=arguments.seed,
         num_threads=arguments.threads,
     )

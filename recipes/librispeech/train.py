@@ -59,7 +59,7 @@ def main() -> None:
     config = CONFIGS[arguments.preset](
         train_manifests=tuple(str(manifests[part]) for part in trained_on),
         dev_manifests=tuple(str(manifests[part]) for part in dev),
-        precision="bfloat16",
+        precision="auto",
         device=arguments.device,
         seed=arguments.seed,
         num_threads=arguments.threads,

@@ -39,7 +39,7 @@ def main() -> None:
         learning_rate=2e-3,
         warmup_epochs=2.0,
         ema_decay=0.995,
-        precision="bfloat16",
+        precision="auto",
         device=arguments.device,
         seed=arguments.seed,
         num_threads=arguments.threads,

@@ -67,7 +67,7 @@ def main() -> None:
         learning_rate=arguments.learning_rate,
         warmup_epochs=0.2,
         ema_decay=0.999,
-        precision="bfloat16",
+        precision="auto",
         device=arguments.device,
         num_threads=arguments.threads,
     )

@@ -48,7 +48,7 @@ The expected calibration error of the words' confidences is {calibration:.3f}, f
 
 ## Language model
 
-{lm}, trained by `asr lm train` on 18 million words from about 240 public-domain books, none of which is read in LibriSpeech's dev and test sets, 4.6 million words of
+{lm}, trained by `asr lm train` on 18 million words from about 240 public-domain books, none of which is read in LibriSpeech's dev and test sets, 6.1 million words of
 modern prose (`recipes/english/text.py`), and the texts of the training speech.
 
 ## Data and attribution
@@ -62,7 +62,7 @@ modern prose (`recipes/english/text.py`), and the texts of the training speech.
 | CMU ARCTIC (bdl, slt), Carnegie Mellon University | free use |
 | kathleen, Rhasspy | CC0 |
 | Asterisk core sounds, Allison Smith | CC BY-SA 3.0 |
-| AN4, Carnegie Mellon University: the weights started from a model of it | BSD-like |
+| AN4, Carnegie Mellon University: its training part | BSD-like |
 | CMUdict, Carnegie Mellon University: pronunciations, and what other words sound like after a model of it | BSD-like |
 | background noises of Google Speech Commands, mixed in | CC BY 4.0 |
 | for the language model: WordNet 3.0, Princeton University: definitions and examples | WordNet licence |
@@ -72,11 +72,18 @@ modern prose (`recipes/english/text.py`), and the texts of the training speech.
 | the same: the Jargon File 4.4.7 | public domain |
 | the same: The Debian Administrator's Handbook, Raphaël Hertzog and Roland Mas | CC BY-SA 3.0 |
 | the same: An Anarchist FAQ, its editorial collective | GPL-2 |
+| the same: The World Factbook, Central Intelligence Agency, two editions | public domain |
+| the same: essential-generators, Shane Mason: a chain of word triples, by what they say from articles of the English Wikipedia, by their authors | MIT, CC BY-SA |
+| the same: GnuCash's tutorial and help, the GnuCash documentation team | GFDL |
+| the same: the KStars handbook, its authors | GFDL |
+| the same: Stellarium's sky cultures, its authors | GPL-2 |
+| the same: texts of the games Cataclysm: Dark Days Ahead and FreeOrion, their contributors | CC BY-SA 3.0 |
+| the same: texts of the games Endless Sky, Michael Zahniser and others (GPL-3), Freeciv and Dungeon Crawl Stone Soup, their teams | GPL-2, GPL-3 |
 
 ## What it is bad at
 
 It has heard few hours: many words come out wrong. Words outside its lexicon never come out, unless they are given as hotwords; greedy decoding spells any. Expect many more errors with noise, distance, several
-speakers at once, strong accents, children and spontaneous speech. Letters spelled one by one and languages other than English are beyond it.
+speakers at once, strong accents, children and spontaneous speech. Letters spelled one by one it knows from AN4 alone. Languages other than English are beyond it.
 """
 
 
@@ -90,7 +97,7 @@ def main() -> None:
     parser.add_argument("--g2p", type=Path, help="the model of letters and sounds that it wrote too")
     parser.add_argument("--tune", type=Path, nargs="+", required=True, help="dev manifests to tune the decoder on")
     parser.add_argument("--trials", type=int, default=60, help="decoder settings to try (default: %(default)s)")
-    parser.add_argument("--beam-size", type=int, default=600, help="hypotheses kept (default: %(default)s)")
+    parser.add_argument("--beam-size", type=int, default=800, help="hypotheses kept (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=MODELS_DIR / "english", help="default: %(default)s")
     arguments = parser.parse_args()
 

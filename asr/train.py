@@ -240,8 +240,10 @@ def dropout(config: TrainConfig, epochs_done: float) -> float:
 
 def fast_bfloat16(device: str) -> bool:
     """Whether the device multiplies in bfloat16 rather than imitate it, which on a CPU without AVX-512 BF16 or AMX takes 50 times as long as float32."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
-    return device.startswith("cuda") or bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------------------

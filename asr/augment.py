@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asr.audio import SAMPLE_RATE
+
 _SPEED_STEP = 100  # speed factors are whole hundredths: soxr wants a ratio of integers
 
 
@@ -62,12 +64,12 @@ def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float, *, rng: np
     return (waveform + np.float32(gain) * stretch).astype(np.float32)
 
 
-def reverberate(waveform: np.ndarray, rt60_s: float, direct_db: float, *, rng: np.random.Generator, sample_rate: int = 16_000) -> np.ndarray:
+def reverberate(waveform: np.ndarray, rt60_s: float, direct_db: float, *, rng: np.random.Generator) -> np.ndarray:
     """Return the waveform (N,) as it sounds in a room: followed by noise that decays by 60 dB in rt60_s seconds (Polack's model, 1988).
 
     direct_db: energy of the direct sound over that of the reverberation.
     """
-    length = max(int(rt60_s * sample_rate), 1)
+    length = max(int(rt60_s * SAMPLE_RATE), 1)
     tail = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
     response = np.concatenate([[1.0], tail * np.sqrt(10 ** (-direct_db / 10) / np.sum(tail**2))])
     size = 1 << (len(waveform) + len(response) - 1).bit_length()

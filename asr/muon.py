@@ -53,21 +53,17 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonalise_together(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return orthogonalise(matrices); where several processes train, each does its part of them and they exchange the results."""
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    if world == 1:
+    """Return orthogonalise(matrices); where several processes train, each does its part of them, and the results overwrite `matrices`."""
+    if not dist.is_initialized():
         return orthogonalise(matrices, dtype)
-    parts = matrices.tensor_split(world)
-    done = [torch.empty_like(part) for part in parts]
-    mine = orthogonalise(parts[dist.get_rank()], dtype)
-    for rank, part in enumerate(done):
-        if rank == dist.get_rank():
-            part.copy_(mine)
+    parts, mine = list(matrices.tensor_split(dist.get_world_size())), dist.get_rank()
+    parts[mine] = orthogonalise(parts[mine], dtype).contiguous()
+    for rank, part in enumerate(parts):
         dist.broadcast(part, rank)
-    return torch.cat(done)
+    return torch.cat(parts)
 
 
-def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the matrices (K, M, N) with their singular values moved to about 1: U V^T of each one's U S V^T, computed in `dtype`.
 
     The iteration needs no more than bfloat16's precision, but processors that have no such products are slow at them.

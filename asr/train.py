@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -238,14 +239,6 @@ def dropout(config: TrainConfig, epochs_done: float) -> float:
     return config.model.dropout * (min(1.0, 2 - 2 * epochs_done / config.epochs) if config.anneal_dropout else 1.0)
 
 
-def fast_bfloat16(device: str) -> bool:
-    """Whether the device multiplies in bfloat16 rather than imitate it, which on a CPU without AVX-512 BF16 or AMX takes 50 times as long as float32."""
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 # --- starting ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -366,7 +359,7 @@ def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim
             {"params": [p for name, p in matrices.items() if name.startswith("layers.")], "num_blocks": gates},
             {"params": [p for name, p in matrices.items() if not name.startswith("layers.")]},
         ]
-        dtype = torch.bfloat16 if fast_bfloat16(config.device) else torch.float32
+        dtype = torch.bfloat16 if _fast_bfloat16(config.device) else torch.float32
         optimisers.append(Muon(groups, lr=config.learning_rate, weight_decay=config.weight_decay, dtype=dtype))
         parameters = {name: p for name, p in parameters.items() if name not in matrices}
     groups = [
@@ -376,6 +369,15 @@ def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim
     fused = config.device.startswith("cuda")
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=fused)
     return [*optimisers, adamw]
+
+
+@cache
+def _fast_bfloat16(device: str) -> bool:
+    """Whether the device multiplies in bfloat16 rather than imitate it, which on a CPU without AVX-512 BF16 or AMX takes 50 times as long as float32."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _read_lexicon(config: TrainConfig, run_dir: Path, utterances: Sequence[Utterance], *, resume: bool) -> Lexicon:
@@ -613,7 +615,7 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
         views, names = 2, names * 2
         features, lengths, *targets = (torch.cat([x, x]) for x in (features, lengths, *targets))
     features = spec_augment(features, lengths.cpu(), config.augment, rng=rng, scale=2.5 if config.consistency else 1.0)
-    automatic = torch.bfloat16 if fast_bfloat16(config.device) else None
+    automatic = torch.bfloat16 if _fast_bfloat16(config.device) else None
     dtype = {"auto": automatic, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
         log_probs, output_lengths = run.wrapped(features, lengths)

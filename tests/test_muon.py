@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from test_train import free_port, start_child
 from torch import nn
 
 from asr.muon import UPDATE_RMS, Muon, orthogonalise
@@ -54,6 +53,7 @@ def test_blocks_are_updated_as_if_they_were_matrices_of_their_own() -> None:
 
 
 def update_as_rank(rank: int, port: int, path: Path) -> None:
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.save(five_updated(), path / f"{rank}.pt")
     dist.destroy_process_group()
@@ -70,12 +70,8 @@ def five_updated() -> list[torch.Tensor]:
 
 
 def test_two_processes_update_as_one_does(tmp_path: Path) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    children = [multiprocessing.get_context("spawn").Process(target=update_as_rank, args=(rank, port, tmp_path)) for rank in (0, 1)]
-    for child in children:
-        child.start()
+    port = free_port()
+    children = [start_child(update_as_rank, rank, port, tmp_path) for rank in (0, 1)]
     for child in children:
         child.join(120)
     for rank in (0, 1):

@@ -48,7 +48,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Network:
-    """The weights of a model folder as the loops want them. subsampling and outputs_per_frame: as in asr.model.ModelConfig."""
+    """The weights of a model folder as the loops want them. subsampling, outputs_per_frame, residual_layers: as in asr.model.ModelConfig."""
 
     cell: str
     convs: tuple[Linear, ...]
@@ -57,6 +57,11 @@ class Network:
     outputs_per_frame: int
     vocabulary_size: int
     num_sounds: int
+    residual_layers: int
+
+    def after(self, number: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return what layer `number` hands on whose input was x and whose states are y."""
+        return x + y if number >= len(self.layers) - self.residual_layers else y
 
     @property
     def num_outputs(self) -> int:
@@ -115,7 +120,8 @@ def pack(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Networ
         tuple(_direction(weights, i, name, config["cell"]) for name in _directions(config)) for i in range(config["num_layers"])
     )
     output = _normed(weights, config["num_layers"], weights["output.weight"].T, weights["output.bias"])
-    return Network(config["cell"], tuple(convs), stack, output, config.get("outputs_per_frame", 1), config["vocabulary_size"], config.get("num_sounds", 0))
+    rest = (config.get(name, default) for name, default in (("outputs_per_frame", 1), ("vocabulary_size", None), ("num_sounds", 0), ("residual_layers", 0)))
+    return Network(config["cell"], tuple(convs), stack, output, *rest)
 
 
 def _shapes(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -124,8 +130,9 @@ def _shapes(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Ite
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
             raise ValueError(f"{name}: expected 1 or more, found {size!r}")
-    if type(config.get("num_sounds", 0)) is not int or config.get("num_sounds", 0) < 0:
-        raise ValueError(f"num_sounds: expected 0 or more, found {config['num_sounds']!r}")
+    for name, limit in (("num_sounds", 65_536), ("residual_layers", config["num_layers"] - 1)):
+        if type(size := config.get(name, 0)) is not int or not 0 <= size <= limit:
+            raise ValueError(f"{name}: expected 0 to {limit}, found {size!r}")
     if config["cell"] not in CELLS or config["subsampling"] not in (2, 4, 8):
         raise ValueError(f"expected a cell out of {', '.join(CELLS)} and a subsampling of 2, 4 or 8")
     for name, shape in _expected_shapes(config):
@@ -177,8 +184,8 @@ def run(network: Network, features: Sequence[np.ndarray], *, num_threads: int = 
             utterances = _convolve(threads, conv, utterances)
         ends = np.cumsum([len(x) for x in utterances])
         x = np.concatenate(utterances)  # (N, C)
-        for layer in network.layers:
-            x = _recur(threads, network.cell, layer, _normalise(x), np.diff(ends, prepend=0))
+        for number, layer in enumerate(network.layers):
+            x = network.after(number, x, _recur(threads, network.cell, layer, _normalise(x), np.diff(ends, prepend=0)))
         log_probs = _classify(threads, network, x)
     for i, end, x in zip(order, ends, utterances, strict=True):
         first, last = (end - len(x)) * network.outputs_per_frame, end * network.outputs_per_frame
@@ -202,12 +209,12 @@ def step(network: Network, features: np.ndarray, state: State | None = None) -> 
         new_state.append(x[1 - KERNEL :].copy())
         x = _product(_Threads(1), x.reshape(-1), 2 * x.shape[1], conv, (len(x) - 1) // 2)
         np.maximum(x, 0, out=x)
-    for (direction,) in network.layers:
+    for number, (direction,) in enumerate(network.layers):
         hidden = next(previous, np.zeros((2, len(direction.recurrent)), np.float32)).copy()  # h and, of an LSTM, c
         y = _aligned(len(x), len(direction.recurrent))
         _run_direction(network.cell, direction, 1, _normalise(x), np.array([0]), np.array([len(x)]), hidden, y, 0)
         new_state.append(hidden)
-        x = y
+        x = network.after(number, x, y)
     return _classify(_Threads(1), network, x), new_state
 
 

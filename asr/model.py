@@ -27,7 +27,8 @@ class ModelConfig:
 
     subsampling: 2, 4 or 8 feature frames to one frame of the encoder. outputs_per_frame: output frames that the last layer makes of each
     encoder frame; 8 and 2 give the frame rate of 4 and 1 for half the work. num_sounds: size of a second vocabulary, in which the network
-    writes how the words are pronounced beside how they are spelled; 0 for none.
+    writes how the words are pronounced beside how they are spelled; 0 for none. residual_layers: so many layers, the last ones, add to
+    their input instead of replacing it (He et al. 2016). They start from zero, so that a network that is trained can be made deeper.
     """
 
     num_mels: int = 80
@@ -41,6 +42,7 @@ class ModelConfig:
     subsampling: int = 4
     outputs_per_frame: int = 1
     dropout: float = 0.2
+    residual_layers: int = 0
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
@@ -52,6 +54,8 @@ class ModelConfig:
         for name in ("num_mels", "vocabulary_size", "num_layers", "hidden_size", "conv_channels"):
             if not 1 <= getattr(self, name) <= 65_536:
                 raise ValueError(f"{name}: expected 1 to 65536, found {getattr(self, name)!r}")
+        if not 0 <= self.residual_layers < self.num_layers:
+            raise ValueError(f"residual_layers: expected 0 to {self.num_layers - 1}, fewer than the layers, found {self.residual_layers!r}")
         if not 0 <= self.num_sounds <= 65_536:
             raise ValueError(f"num_sounds: expected 0 to 65536, found {self.num_sounds!r}")
         if not 0 <= self.dropout < 1:
@@ -83,6 +87,10 @@ class AcousticModel(nn.Module):
         sizes = [config.conv_channels] + [width] * config.num_layers
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes)
         self.layers = nn.ModuleList(Recurrence(size, config) for size in sizes[:-1])
+        self.first_residual = config.num_layers - config.residual_layers
+        if config.cell != "rnn_relu":  # which would have no gradient there
+            for layer in self.layers[self.first_residual :]:
+                layer.start_from_zero()  # type: ignore[operator]
         self.output = nn.Linear(width, (config.vocabulary_size + config.num_sounds) * config.outputs_per_frame)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +105,9 @@ class AcousticModel(nn.Module):
         output_lengths: Tensor = output_length(lengths, self.config)  # type: ignore[arg-type, assignment]
         encoder_lengths = output_lengths // self.config.outputs_per_frame
         reversal = reversed_positions(encoder_lengths, x.shape[0]) if self.config.bidirectional else None  # (T'', B, 1)
-        for norm, layer in zip(self.norms, self.layers, strict=False):
-            x = layer(F.dropout(norm(x), self.dropout, self.training), reversal)
+        for number, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=False)):
+            y = layer(F.dropout(norm(x), self.dropout, self.training), reversal)
+            x = y if number < self.first_residual else x + y
         return self._classify(x), output_lengths
 
     def step(self, features: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -118,9 +127,10 @@ class AcousticModel(nn.Module):
             new_state.append(x[:, :, x.shape[2] - (KERNEL - 1) :])
             x = F.relu(conv(x))
         x = x.permute(2, 0, 1)  # (B, C, T'') -> (T'', B, C)
-        for norm, layer in zip(self.norms, self.layers, strict=False):
+        for number, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=False)):
             hidden = [next(previous) for _ in range(layer.num_states)] if previous else None  # type: ignore[arg-type]
-            x, hidden = layer.step(norm(x), hidden)  # type: ignore[operator]
+            y, hidden = layer.step(norm(x), hidden)  # type: ignore[operator]
+            x = y if number < self.first_residual else x + y
             new_state.extend(hidden)
         return self._classify(x), new_state
 
@@ -158,6 +168,14 @@ class Recurrence(nn.Module):
         back = run_cell(self.backward_cell, torch.gather(x, 0, reversal.expand(-1, -1, x.shape[2])))
         back = torch.gather(back, 0, reversal.expand(-1, -1, back.shape[2]))
         return torch.cat([ahead, back], dim=2)
+
+    def start_from_zero(self) -> None:
+        """Let every state be 0, whatever the input, until the weights change: what is written into the state is made of nothing."""
+        size = self.forward_cell.hidden_size
+        candidate = slice(-2 * size, -size) if self.num_states == 2 else slice(-size, None)  # torch's gates: i, f, g, o and r, z, n
+        for cell in self.children():
+            for name in ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0"):
+                nn.init.zeros_(getattr(cell, name).detach()[candidate])
 
     def step(self, x: Tensor, hidden: State | None) -> tuple[Tensor, State]:
         """Continue from the hidden state (h,) or (h, c), each (1, B, H); None: from zeros."""

@@ -451,17 +451,27 @@ def _fastest_speeds(train_set: SpeechDataset, config: TrainConfig) -> list[float
 
 
 def _initial_network(config: TrainConfig, vocabulary: Vocabulary, sounds: Vocabulary | None) -> AcousticModel:
-    """Return a new network, with the weights of config.init where it names one; its output layer for each vocabulary only if that is the same."""
+    """Return a new network, with the weights of config.init where it names one; its output layer for each vocabulary only if that is the same.
+
+    Residual layers that the model to start from lacks are put on top of its others.
+    """
     network = AcousticModel(config.model)
     if not config.init:
         return network
     folder = load_model_folder(config.init)
     source = load_network(folder)
-    encoders = [dataclasses.replace(model, dropout=0.0, vocabulary_size=1, num_sounds=0) for model in (source.config, config.model)]
+    added = config.model.num_layers - source.config.num_layers
+    plain = {"dropout": 0.0, "vocabulary_size": 1, "num_sounds": 0}
+    encoders = [dataclasses.replace(source.config, **plain), dataclasses.replace(config.model, **plain)]
+    if 0 < added <= config.model.residual_layers:
+        encoders[1] = dataclasses.replace(
+            encoders[1], num_layers=source.config.num_layers, residual_layers=config.model.residual_layers - added
+        )
     if encoders[0] != encoders[1] or folder.features != config.features:
         raise TrainingError(f"init: the network or features of {folder.path} differ from this run's: {source.config}, {folder.features}")
     weights, old = network.state_dict(), source.state_dict()
-    weights |= {name: tensor for name, tensor in old.items() if not name.startswith("output.")}
+    last, new_last = (f"norms.{model.num_layers}." for model in (source.config, config.model))
+    weights |= {name.replace(last, new_last): tensor for name, tensor in old.items() if not name.startswith("output.")}
     size, old_size = config.model.vocabulary_size, source.config.vocabulary_size
     for name in ("output.weight", "output.bias"):
         new_rows, old_rows = (w.unflatten(0, (config.model.outputs_per_frame, -1)) for w in (weights[name], old[name]))  # views

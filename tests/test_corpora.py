@@ -423,6 +423,17 @@ def test_pack_leaves_out_lines_above_the_tier(tmp_path: Path) -> None:
     assert by_id(manifests["test"]).keys() == {"c"}  # it has no tier
 
 
+def test_pack_leaves_out_children(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "p")
+    rows = [json.loads(line) for line in (folder / "tiny.jsonl").read_text().splitlines()]
+    for row, age in zip(rows, ("15", "16", "fifties"), strict=True):
+        row["age"] = age
+    write_text(folder / "tiny.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    manifests = prepare_pack(folder, tmp_path / "m", name="tiny", min_age=16)
+    assert by_id(manifests["train"]).keys() == {"b"}
+    assert by_id(manifests["test"]).keys() == {"c"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -26,6 +26,9 @@ def _network(config: ModelConfig) -> AcousticModel:
     for norm in network.norms:
         torch.nn.init.normal_(norm.weight, 1.0, 0.3)
         torch.nn.init.normal_(norm.bias, 0.0, 0.3)
+    for layer in network.layers[config.num_layers - config.residual_layers :]:
+        for weight in layer.parameters():
+            torch.nn.init.normal_(weight, 0.0, 0.3)  # they start from zero
     return network
 
 
@@ -40,11 +43,12 @@ def _features(lengths: tuple[int, ...], num_mels: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize(("subsampling", "outputs_per_frame", "num_sounds"), [(2, 1, 0), (4, 1, 4), (8, 2, 3)])
-def test_every_network_gives_torchs_log_probs(cell: str, bidirectional: bool, subsampling: int, outputs_per_frame: int, num_sounds: int) -> None:
-    config = dataclasses.replace(
-        SMALL, cell=cell, bidirectional=bidirectional, subsampling=subsampling, outputs_per_frame=outputs_per_frame, num_sounds=num_sounds
-    )
+@pytest.mark.parametrize(("subsampling", "outputs_per_frame", "num_sounds", "residual"), [(2, 1, 0, 0), (4, 1, 4, 1), (8, 2, 3, 0)])
+def test_every_network_gives_torchs_log_probs(
+    cell: str, bidirectional: bool, subsampling: int, outputs_per_frame: int, num_sounds: int, residual: int
+) -> None:
+    rates = {"subsampling": subsampling, "outputs_per_frame": outputs_per_frame, "num_sounds": num_sounds}
+    config = dataclasses.replace(SMALL, cell=cell, bidirectional=bidirectional, residual_layers=residual, **rates)
     network = _network(config)
     features = _features((37, 1, 64, 8, 9, 2, 23), config.num_mels)
     results = run(pack(dataclasses.asdict(config), _weights(network)), features, num_threads=3)
@@ -78,7 +82,7 @@ def test_an_utterance_gets_the_same_bits_alone_in_any_batch_and_with_any_number_
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_stream_in_pieces_gets_the_bits_of_the_whole(cell: str) -> None:
-    config = dataclasses.replace(SMALL, cell=cell, bidirectional=False)
+    config = dataclasses.replace(SMALL, cell=cell, bidirectional=False, residual_layers=1)
     network = pack(dataclasses.asdict(config), _weights(_network(config)))
     (features,) = _features((48,), config.num_mels)
     pieces, state = [], None
@@ -107,7 +111,7 @@ def test_padding_and_empty_utterances_are_harmless() -> None:
     assert encode(padded[1:2], np.array([0]))[0].shape == (1, 0, log_probs.shape[2])
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 7}, {"num_layers": 3}, {"cell": "lstm"}, {"cell": "maths"}, {"bidirectional": False}, {"num_mels": 6}, {"subsampling": 8}])
+@pytest.mark.parametrize("change", [{"hidden_size": 7}, {"num_layers": 3}, {"cell": "lstm"}, {"cell": "maths"}, {"bidirectional": False}, {"num_mels": 6}, {"subsampling": 8}, {"residual_layers": 2}])
 def test_weights_that_do_not_fit_the_config_are_an_error(change: dict[str, object]) -> None:
     with pytest.raises((ValueError, KeyError)):
         pack(dataclasses.asdict(SMALL) | change, _weights(_network(SMALL)))

@@ -24,8 +24,13 @@ def small_network(
         conv_channels=14,
         subsampling=subsampling,
         outputs_per_frame=outputs_per_frame,
+        residual_layers=subsampling % 8 // 4,  # some of the networks have one
     )
-    return AcousticModel(config).eval()
+    network = AcousticModel(config)
+    if config.residual_layers:
+        for weight in network.layers[-1].parameters():
+            torch.nn.init.normal_(weight, 0.0, 0.3)  # it starts from zero
+    return network.eval()
 
 
 RATES = [(2, 1), (4, 1), (8, 1), (8, 2), (4, 4)]  # subsampling, outputs_per_frame
@@ -128,10 +133,23 @@ def test_dropout_is_seeded_and_absent_in_evaluation() -> None:
     assert torch.equal(network.eval()(x, lengths)[0], network(x, lengths)[0])
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_residual_layers_start_from_zero_and_learn(cell: str, bidirectional: bool) -> None:
+    config = ModelConfig(num_mels=10, cell=cell, bidirectional=bidirectional, num_layers=3, residual_layers=2, hidden_size=12, conv_channels=14, dropout=0.0)
+    network, states = AcousticModel(config), []
+    for layer in network.layers[1:]:
+        layer.register_forward_hook(lambda _layer, _inputs, output: states.append(output))
+    log_probs, _ = network(torch.randn(2, 40, 10), torch.tensor([40, 31]))
+    assert all(not output.any() for output in states)
+    log_probs[..., 1].sum().backward()
+    assert all(cell.weight_ih_l0.grad.abs().max() > 0 for layer in network.layers for cell in layer.children())
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"cell": "qrnn"}, {"outputs_per_frame": 5}, {"subsampling": 3}, {"hidden_size": 0}, {"num_layers": -1},
+        {"cell": "qrnn"}, {"residual_layers": 3}, {"outputs_per_frame": 5}, {"subsampling": 3}, {"hidden_size": 0}, {"num_layers": -1},
         {"vocabulary_size": 10**9}, {"dropout": 1.0},
     ],
 )  # fmt: skip

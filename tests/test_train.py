@@ -269,6 +269,22 @@ def test_a_run_starts_from_a_model_folder(tones: Tones, tmp_path: Path) -> None:
         train(small_config(manifest, init=str(first.model_dir), model=ModelConfig(num_mels=40, num_layers=2)), tmp_path / "third")
 
 
+def test_a_run_makes_a_model_deeper(tones: Tones, tmp_path: Path) -> None:
+    manifest = tones()
+    shallow = train(small_config(manifest, epochs=1), tmp_path / "shallow").model_dir
+    for number in (2, 3):
+        model = dataclasses.replace(small_config(manifest).model, num_layers=number, residual_layers=number - 1)
+        config = small_config(manifest, epochs=1, learning_rate=1e-12, init=str(shallow), model=model)
+        deep = train(config, tmp_path / str(number)).model_dir
+        features, lengths = torch.randn(2, 50, 40), torch.tensor([50, 33])
+        before, after = (load_network(load_model_folder(path))(features, lengths)[0] for path in (shallow, deep))
+        assert (before - after).abs().max() < 1e-4
+        shallow = deep
+    plain = dataclasses.replace(model, num_layers=4, residual_layers=0)
+    with pytest.raises(TrainingError, match="init"):
+        train(small_config(manifest, init=str(shallow), model=plain), tmp_path / "plain")
+
+
 def test_another_vocabulary_starts_the_output_layer_anew(tones: Tones, tmp_path: Path) -> None:
     manifest = tones(("ab", "ba"))
     first = train(small_config(manifest, epochs=1), tmp_path / "first")

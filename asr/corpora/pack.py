@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tarfile
 from collections.abc import Mapping
@@ -36,8 +37,9 @@ _logger = logging.getLogger(__name__)
 
 ENGLISH_PACKS = (
     "librispeech", "librispeech_recovered", "common_voice", "common_voice_2", "common_voice_recovered",
-    "ljspeech", "ljtext", "cmu_arctic", "kathleen", "asterisk", "an4",
+    "ljspeech", "ljtext", "cmu_arctic", "kathleen", "asterisk", "an4", "speechocean762",
 )  # fmt: skip
+ENGLISH_MIN_AGE = 16  # nearly half of speechocean762 is children
 ENGLISH_DEV = ("librispeech", "common_voice")
 TOO_FAST = {"bdl_arctic_b0512"}  # its letters need more output frames than it has
 
@@ -47,7 +49,8 @@ def prepare_pack(
     manifest_dir: str | os.PathLike[str],
     *,
     name: str,
-    max_tier: int | None = None,
+    max_tier: float = math.inf,
+    min_age: int = 0,
     vocabulary: Vocabulary | None = ENGLISH,
     num_workers: int = 2,
 ) -> dict[str, Path]:
@@ -55,15 +58,16 @@ def prepare_pack(
 
     The audio goes to MANIFEST_DIR/audio/NAME/*.wav; clips that are already there are kept (delete the folder to
     decode anew). max_tier: leave out lines whose `tier` (how the text was recovered, 1 is best) is higher; lines
-    without a tier stay. vocabulary: the characters a text may have; None takes all. num_workers: decoding threads.
-    Raises CorpusError.
+    without a tier stay. min_age: leave out lines whose speaker's `age` in years is lower; lines without one stay.
+    vocabulary: the characters a text may have; None takes all. num_workers: decoding threads. Raises CorpusError.
     """
     pack_dir, audio_dir = Path(pack_dir), Path(os.path.abspath(manifest_dir)) / "audio" / name
     problems = Problems(pack_dir / f"{name}.jsonl")
     rows = _read_rows(pack_dir / f"{name}.jsonl", name, problems)
-    chosen = {member: row for member, row in rows.items() if max_tier is None or (row.get("tier") or 0) <= max_tier}
+    chosen = {m: row for m, row in rows.items() if (row.get("tier") or 0) <= max_tier and _age(row) >= min_age}
     if len(chosen) < len(rows):
-        _logger.info("%s: %d of %d lines left out, tier above %s", name, len(rows) - len(chosen), len(rows), max_tier)
+        left_out = len(rows) - len(chosen)
+        _logger.info("%s: %d of %d lines left out, tier above %s or age below %s", name, left_out, len(rows), max_tier, min_age)
     texts = {m: checked_text(row["text"], row["where"], vocabulary, problems) for m, row in chosen.items()}
     problems.raise_if_any()
 
@@ -105,7 +109,7 @@ def prepare_english(pack_dir: str | os.PathLike[str], out_dir: str | os.PathLike
     Raises CorpusError.
     """
     out_dir = Path(out_dir)
-    manifests = {name: prepare_pack(pack_dir, out_dir, name=name) for name in ENGLISH_PACKS}
+    manifests = {name: prepare_pack(pack_dir, out_dir, name=name, min_age=ENGLISH_MIN_AGE) for name in ENGLISH_PACKS}
     prepare_noise(pack_dir, out_dir / "noise")
     train = out_dir / "english_train.jsonl"
     write_manifest(train, [u for name in ENGLISH_PACKS for u in read_manifest(manifests[name]["train"]) if u.id not in TOO_FAST])
@@ -151,6 +155,12 @@ def _reason_against(row: Any) -> str:
     if tier is not None and not isinstance(tier, int):
         return f"'tier' must be a whole number, found {tier!r}"
     return ""
+
+
+def _age(row: Mapping[str, Any]) -> float:
+    """Return the speaker's age in years, infinity where it is not known as a number."""
+    age = str(row.get("age"))
+    return int(age) if age.isdecimal() else math.inf
 
 
 def _is_plain(member: str) -> bool:

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
     parser.add_argument("--consistency", type=float, default=0.2, help="weight of the consistency loss, 0: one view of each utterance (default: %(default)s)")
     parser.add_argument("--dropout", type=float, default=0.2, help="until the middle of the run, then falling to 0 (default: %(default)s)")
-    parser.add_argument("--init", default="", help="model folder to start from (default: from scratch)")
+    parser.add_argument("--init", default="", help="model folder to start from, its layers as many or fewer (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
     parser.add_argument("--validate-epochs", type=int, default=1, help="epochs from one validation to the next (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -49,7 +49,7 @@ def main() -> None:
         init=arguments.init,
         sounds=sounds,
         lexicon=str(arguments.lexicon),
-        model=ModelConfig(dropout=arguments.dropout, num_sounds=len(sounds)),
+        model=ModelConfig(dropout=arguments.dropout, num_sounds=len(sounds), num_layers=4, residual_layers=1),
         augment=AugmentConfig(
             speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
             noise_probability=0.2,

@@ -384,6 +384,28 @@ def prune(model: LanguageModel, threshold: float, *, history_log_probs: np.ndarr
     return pruned
 
 
+def reorder(model: LanguageModel, order: np.ndarray) -> LanguageModel:
+    """Return the same model with other word ids: order (V,) is the old id of each; those of <unk>, <s> and </s> are the same."""
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    new = np.zeros(len(model.word), np.int64)  # place of each node
+    for start, end in pairwise(model.level_starts[1:]):
+        keys = new[model.parent[start:end]] * len(order) + rank[model.word[start:end]]
+        new[start + np.argsort(keys, kind="stable")] = np.arange(start, end)
+    old = np.empty_like(new)
+    old[new] = np.arange(len(new))
+    contexts = old[: len(model.backoff)]
+    return LanguageModel(
+        order=model.order,
+        words=tuple(model.words[i] for i in order),
+        word=rank[model.word[old]].astype(np.int32),
+        log_prob=model.log_prob[old],
+        backoff=model.backoff[contexts],
+        first_child=np.cumsum(np.append(1, np.diff(model.first_child)[contexts]), dtype=np.int32),
+        suffix=new[model.suffix[contexts]].astype(np.int32),
+    )
+
+
 def _history_log_probs(model: LanguageModel) -> np.ndarray:
     """Return ln p of each context by the chain rule; a sentence starts as often as one ends."""
     log_probs = np.zeros(len(model.backoff))

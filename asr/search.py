@@ -29,6 +29,8 @@ PREFIX = np.dtype(
         ("lm", np.float64),  # ln p of the finished words
         ("bonus", np.float64),  # for finished words and hotwords
         ("outlook", np.float64),  # for the unfinished ones; taken back when they are finished
+        ("seen", np.int32),  # the language model's first bigram of the last word and one that the unfinished word may become
+        ("seen_end", np.int32),  # the first after those
     ],
     align=True,
 )
@@ -49,6 +51,7 @@ ENTRY = np.dtype(
     ],
     align=True,
 )
+BLOCK = 32  # n-grams of which the most probable is looked up at once
 NEGLIGIBLE = 37.0  # nats; what is so much smaller is lost in a sum's rounding
 NUM_BINS = 128  # of scores between the best and the beam's threshold
 RESULT = np.dtype(
@@ -71,12 +74,15 @@ class Scorer(NamedTuple):
     lexicon_word: Any  # id of an entry's word in the language model
     lexicon_bonus: Any  # of an entry, 0 or less if the language model does not know it
     lexicon_best: Any  # alpha ln p + bonus of the best word that begins so; the last, [NONE], is that of unknown words, without their bonus
+    lexicon_low: Any  # the words below a node have ids in the language model from lexicon_low to lexicon_high - 1,
+    lexicon_high: Any  # but for those that are there as another way to say them
     lexicon_loss: Any  # of an entry that sounds like a hotword and is another word: that hotword's bonus
     lm_first_child: Any  # without model: of length 0
     lm_word: Any
     lm_log_prob: Any
     lm_backoff: Any
     lm_suffix: Any
+    lm_best: Any  # the largest of each BLOCK of lm_log_prob
     hotword_next: Any  # (states, V): state after a token
     hotword_following: Any  # as lexicon_following
     hotword_gain: Any  # the most that a token adds
@@ -149,6 +155,7 @@ def _root(prefix: Any, scorer: Scorer) -> None:
     prefix.lm = 0.0
     prefix.bonus = 0.0
     prefix.outlook = 0.0
+    _expect_any(scorer, prefix)
 
 
 def _add(a: float, b: float) -> float:
@@ -224,7 +231,7 @@ def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size:
             # The same token comes again only after a blank.
             log_prob = (entry.blank if token == entry.last else entry.either) + frame[token]
             if token == scorer.space:
-                ceiling = scorer.alpha * prefix.lm + prefix.bonus + max(scorer.word_bonus, 0.0) + scorer.hotword_gain[prefix.hotword]
+                ceiling = entry.ceiling + max(scorer.word_bonus, 0.0)
             else:
                 ceiling = entry.ceiling if entry.following >> (token & 63) & 1 else -math.inf
             if log_prob + ceiling < cutoff or log_prob + ceiling == -math.inf:
@@ -378,10 +385,11 @@ def _lengthen(old: Any, parent: int, token: int, entry: int, scorer: Scorer, new
             lm, bonus, new.lm_state = _end_word(old, entry, scorer)
             new.lm += lm
             new.bonus += bonus
+        _expect_any(scorer, new)
     else:
         new.word_length = old.word_length + 1
         new.lexicon = _child(scorer.lexicon_first_child, scorer.lexicon_token, old.lexicon, token)
-        new.outlook = scorer.lexicon_best[new.lexicon]
+        new.outlook = _look_ahead(scorer, old, new)
         if scorer.hotword_depth[new.hotword] > new.word_length:  # inside a hotword, of which no word counts as unknown
             new.outlook = max(new.outlook, scorer.lexicon_best[NONE])
         elif new.lexicon == NONE:
@@ -390,6 +398,60 @@ def _lengthen(old: Any, parent: int, token: int, entry: int, scorer: Scorer, new
     new.outlook += scorer.hotword_outlook[new.hotword]
     forbidden: bool = new.bonus == -math.inf or new.outlook == -math.inf
     return not forbidden
+
+
+def _last_word(scorer: Scorer, state: int) -> int:
+    """Return the language model's state after the last word of `state` alone."""
+    while scorer.lm_suffix[state] > 0:
+        state = scorer.lm_suffix[state]
+    return state
+
+
+def _expect_any(scorer: Scorer, prefix: Any) -> None:
+    """Let a word that has not begun be any that was seen after the last one."""
+    prefix.seen = prefix.seen_end = 0
+    if prefix.lm_state > 0:
+        state = _last_word(scorer, prefix.lm_state)
+        prefix.seen, prefix.seen_end = scorer.lm_first_child[state], scorer.lm_first_child[state + 1]
+
+
+def _look_ahead(scorer: Scorer, old: Any, new: Any) -> float:
+    """Return what the best of the words that `new`'s unfinished one may become scores after the last word, and note which were seen there."""
+    node = new.lexicon
+    new.seen = new.seen_end = 0
+    outlook: float = scorer.lexicon_best[node]
+    if node == NONE or old.lm_state <= 0:
+        return outlook
+    outlook += scorer.alpha * scorer.lm_backoff[_last_word(scorer, old.lm_state)]
+    if old.seen < old.seen_end:
+        new.seen = _first_from(scorer.lm_word, old.seen, old.seen_end, scorer.lexicon_low[node])
+        new.seen_end = _first_from(scorer.lm_word, new.seen, old.seen_end, scorer.lexicon_high[node])
+        outlook = max(outlook, scorer.alpha * _largest(scorer.lm_log_prob, scorer.lm_best, new.seen, new.seen_end))
+    return outlook
+
+
+def _first_from(words: Any, low: int, high: int, word: int) -> int:
+    """Return the first of the places low to high - 1, where `words` rise, that has `word` or one after it; `high` if none has."""
+    while low < high:
+        middle = (low + high) // 2
+        if words[middle] < word:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _largest(values: Any, best: Any, low: int, high: int) -> float:
+    """Return the largest of values[low:high], -inf if there are none; best: those of each BLOCK."""
+    largest = -math.inf
+    while low < high:
+        if low % BLOCK == 0 and low + BLOCK <= high:
+            largest = max(largest, best[low // BLOCK])
+            low += BLOCK
+        else:
+            largest = max(largest, values[low])
+            low += 1
+    return largest
 
 
 def _end_word(prefix: Any, entry: int, scorer: Scorer) -> tuple[float, float, int]:
@@ -429,14 +491,8 @@ def _child(first_child: Any, labels: Any, node: int, label: int) -> int:
     """Return the child of a trie's node with that label, NONE if there is none."""
     if node == NONE or node + 1 >= len(first_child):
         return NONE
-    low, end = first_child[node], first_child[node + 1]
-    high = end
-    while low < high:
-        middle = (low + high) // 2
-        if labels[middle] < label:
-            low = middle + 1
-        else:
-            high = middle
+    end = first_child[node + 1]
+    low = _first_from(labels, first_child[node], end, label)
     return low if low < end and labels[low] == label else NONE
 
 

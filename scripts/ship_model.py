@@ -18,7 +18,7 @@ from asr.checkpoint import (
     save_decoder_settings,
     save_model_folder,
 )
-from asr.decoder import DecoderConfig
+from asr.decoder import DecoderConfig, in_search_order
 from asr.evaluate import evaluate_manifest, results_table
 from asr.lexicon import read_lexicon, write_lexicon
 from asr.lm import load, save
@@ -113,10 +113,11 @@ def main() -> None:
         )
 
     write("")
+    lexicon = read_lexicon(arguments.lexicon) if arguments.lexicon else None
     if arguments.lm:
-        save(load(arguments.lm), arguments.out / LM_NAME)
-    if arguments.lexicon:
-        write_lexicon(read_lexicon(arguments.lexicon), arguments.out / LEXICON_NAME)
+        save(in_search_order(load(arguments.lm), folder.sounds or folder.vocabulary, lexicon), arguments.out / LM_NAME)
+    if lexicon:
+        write_lexicon(lexicon, arguments.out / LEXICON_NAME)
     if arguments.g2p:
         save(load(arguments.g2p), arguments.out / G2P_NAME)
     tuning = tune(arguments.out, arguments.tune, num_trials=arguments.trials, beam_size=arguments.beam_size)

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from asr import search
 from asr.ctc import collapse, forced_align
-from asr.decoder import DecoderConfig, DecoderError, beam_search, decode, greedy_decode
+from asr.decoder import DecoderConfig, DecoderError, _make_scorer, beam_search, decode, greedy_decode, in_search_order
 from asr.lexicon import Lexicon
 from asr.lm import LanguageModel, train
 from asr.text import BLANK, ENGLISH, Vocabulary
@@ -128,6 +129,36 @@ def test_words_are_found_by_how_they_sound_and_those_that_sound_alike_by_the_mod
     found = {hypothesis.text: hypothesis.score for hypothesis in beam_search(log_probs, SMALL, **EXACT, **settings)}
     assert found.keys() == expected.keys()
     assert all(found[text] == pytest.approx(expected[text], abs=1e-5) for text in expected)
+
+
+def test_what_an_unfinished_word_will_score_is_foreseen_by_bigrams() -> None:
+    rng = np.random.default_rng(5)
+    words = ["".join(rng.choice(list("abc"), rng.integers(1, 4))) for _ in range(30)]
+    texts = [" ".join(rng.choice(words, 6)) for _ in range(60)]
+    model, vocabulary = train(texts, order=3), Vocabulary((BLANK, " ", "a", "b", "c"))
+    scorer, _ = _make_scorer(vocabulary, model, None, (), is_heard=False, alpha=0.7, beta=0.3, unknown_penalty=4.0)
+    numbers = dict(zip(model.words, model.log_prob[1:], strict=False))
+    for text in texts[:10]:
+        prefix, last, begun = np.recarray(1, search.PREFIX)[0], "<s>", ""
+        search._root(prefix, scorer)
+        for letter in text:
+            longer = np.recarray(1, search.PREFIX)[0]
+            token = vocabulary.encode(letter)[0]
+            assert search._lengthen(prefix, 0, token, search._entries(prefix, token, scorer)[0], scorer, longer)
+            prefix, begun, last = longer, "" if letter == " " else begun + letter, begun if letter == " " else last
+            if begun:
+                state = 1 + model.word_ids[last]
+                wanted = [word for word in model.words[3:] if word.startswith(begun)]
+                seen = model.children(np.full(len(wanted), state), np.array([model.word_ids[word] for word in wanted]))
+                best = max(model.backoff[state] + numbers[word] for word in wanted)
+                assert prefix.outlook == pytest.approx(0.7 * max([best, *model.log_prob[seen[seen > 0]]]), abs=1e-5)
+
+
+def test_a_language_model_in_search_order_is_left_as_it_is() -> None:
+    model = train(["b ab ba a", "ba b b"], order=2)
+    ordered = in_search_order(model, SMALL, ALIKE)
+    assert ordered.words == ("<unk>", "<s>", "</s>", "a", "b", "ab", "ba")  # as they sound: a, ab, b, b
+    assert in_search_order(ordered, SMALL, ALIKE) is ordered
 
 
 def clear(path: str, vocabulary: Vocabulary) -> np.ndarray:

@@ -44,6 +44,17 @@ def probability(model: LanguageModel, context: str, word: str) -> float:
     return float(np.exp(model.score(states, model.word_ids[word])[0]))
 
 
+def test_other_word_ids_change_nothing_else() -> None:
+    model = lm.train(random_text(3), order=3)
+    order = np.append([0, 1, 2], 3 + np.random.default_rng(3).permutation(len(model.words) - 3))
+    other = lm.reorder(model, order)
+    assert other.words == tuple(model.words[i] for i in order) and other.num_ngrams == model.num_ngrams
+    assert (np.diff(other._keys) > 0).all()
+    sentences = [*random_text(4, 50), "aa zz bb"]
+    np.testing.assert_array_equal(other.score_sentences(sentences), model.score_sentences(sentences))
+    assert np.array_equal(lm.reorder(other, np.argsort(order)).word, model.word)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 

@@ -298,7 +298,7 @@ def _make_scorer(
     if lexicon is not None and is_heard and hotwords:
         losses = _homophone_losses(lexicon, hotwords)[rows]
         hotwords = tuple(_pronounced(lexicon, hotwords).items())
-    scorer = search.Scorer(
+    fields = [
         vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE,
         float(alpha) if lm else 0.0,
         float(beta) if lm else 0.0,
@@ -307,8 +307,8 @@ def _make_scorer(
         losses,
         *_model_arrays(lm),
         *_hotword_automaton(vocabulary, hotwords),
-    )
-    return scorer, rows
+    ]
+    return search.Scorer._make(fields), rows
 
 
 @lru_cache(maxsize=4)

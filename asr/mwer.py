@@ -39,9 +39,6 @@ def expected_errors(log_probs: Tensor, lengths: Tensor, texts: Sequence[str], se
         [float(count_word_errors(texts[b], h.text).errors) for b, h in zip(owner.tolist(), hypotheses, strict=True)],
         device=owner.device,
     )
-    expected = []
-    for scores, wrong in zip(
-        (scale * (acoustic + fixed)).split([len(best) for best in found]), errors.split([len(best) for best in found]), strict=True
-    ):
-        expected.append((torch.softmax(scores, dim=0) * wrong).sum())
-    return torch.stack(expected)
+    sizes = [len(best) for best in found]
+    weighed = zip(torch.split(scale * (acoustic + fixed), sizes), torch.split(errors, sizes), strict=True)
+    return torch.stack([(torch.softmax(scores, dim=0) * wrong).sum() for scores, wrong in weighed])

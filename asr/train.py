@@ -208,8 +208,17 @@ class Run:
     def search(self, log_probs: np.ndarray) -> list[Hypothesis]:
         """Return the best texts of log-probabilities (T', S) of the sounds, by a search narrower than validation's."""
         assert self.sounds is not None
-        weights = {"alpha": self.decoder.alpha, "beta": self.decoder.beta, "unknown_penalty": self.decoder.unknown_penalty}
-        return beam_search(log_probs, self.sounds, beam_size=MWER_BEAM, num_best=MWER_BEST, lm=self.lm, lexicon=self.lexicon, **weights)
+        return beam_search(
+            log_probs,
+            self.sounds,
+            beam_size=MWER_BEAM,
+            num_best=MWER_BEST,
+            lm=self.lm,
+            alpha=self.decoder.alpha,
+            beta=self.decoder.beta,
+            unknown_penalty=self.decoder.unknown_penalty,
+            lexicon=self.lexicon,
+        )
 
 
 def train(config: TrainConfig, run_dir: str | os.PathLike[str], *, resume: bool = False) -> TrainResult:
@@ -475,8 +484,7 @@ def _initial_network(config: TrainConfig, vocabulary: Vocabulary, sounds: Vocabu
     folder = load_model_folder(config.init)
     source = load_network(folder)
     added = config.model.num_layers - source.config.num_layers
-    plain = {"dropout": 0.0, "vocabulary_size": 1, "num_sounds": 0}
-    encoders = [dataclasses.replace(source.config, **plain), dataclasses.replace(config.model, **plain)]
+    encoders = [dataclasses.replace(model, dropout=0.0, vocabulary_size=1, num_sounds=0) for model in (source.config, config.model)]
     if 0 < added <= config.model.residual_layers:
         encoders[1] = dataclasses.replace(
             encoders[1], num_layers=source.config.num_layers, residual_layers=config.model.residual_layers - added

@@ -6,6 +6,7 @@ runs over the sequence reversed within its own length, so what stands after an u
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -88,9 +89,8 @@ class AcousticModel(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes)
         self.layers = nn.ModuleList(Recurrence(size, config) for size in sizes[:-1])
         self.first_residual = config.num_layers - config.residual_layers
-        if config.cell != "rnn_relu":  # which would have no gradient there
-            for layer in self.layers[self.first_residual :]:
-                layer.start_from_zero()  # type: ignore[operator]
+        for layer in self.layers[self.first_residual :]:
+            layer.start_from_zero()  # type: ignore[operator]
         self.output = nn.Linear(width, (config.vocabulary_size + config.num_sounds) * config.outputs_per_frame)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,6 +143,26 @@ class AcousticModel(nn.Module):
         return torch.cat([F.log_softmax(part, dim=-1) for part in parts], dim=2)
 
 
+def take_over(network: AcousticModel, source: AcousticModel) -> None:
+    """Give `network` the weights of `source`, but for the output layer's; residual layers that `source` lacks then write zeros.
+
+    Raises ValueError where their shapes differ otherwise.
+    """
+    added = network.config.num_layers - source.config.num_layers
+    shapes = [dataclasses.replace(n.config, dropout=0.0, vocabulary_size=1, num_sounds=0) for n in (source, network)]
+    if 0 < added <= network.config.residual_layers:
+        num_residual = network.config.residual_layers - added
+        shapes[1] = dataclasses.replace(shapes[1], num_layers=source.config.num_layers, residual_layers=num_residual)
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"expected the shape {network.config}, perhaps with fewer residual layers, found {source.config}")
+    for layer in network.layers[source.config.num_layers :]:
+        layer.start_from_zero()  # type: ignore[operator]
+    last, new_last = (f"norms.{n.config.num_layers}." for n in (source, network))
+    weights = source.state_dict()
+    weights = {name.replace(last, new_last): tensor for name, tensor in weights.items() if not name.startswith("output.")}
+    network.load_state_dict(weights, strict=False)
+
+
 class Recurrence(nn.Module):
     """One recurrent layer, forward in time and, in a bidirectional model, backward beside it: (T, B, C) -> (T, B, H or 2 H).
 
@@ -170,7 +190,9 @@ class Recurrence(nn.Module):
         return torch.cat([ahead, back], dim=2)
 
     def start_from_zero(self) -> None:
-        """Let every state be 0, whatever the input, until the weights change: what is written into the state is made of nothing."""
+        """Let every state be 0, whatever the input, until the weights change; not a ReLU's, which would have no gradient there."""
+        if getattr(self.forward_cell, "nonlinearity", "") == "relu":
+            return
         size = self.forward_cell.hidden_size
         candidate = slice(-2 * size, -size) if self.num_states == 2 else slice(-size, None)  # torch's gates: i, f, g, o and r, z, n
         for cell in self.children():

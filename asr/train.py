@@ -52,7 +52,7 @@ from asr.lm import load as load_lm
 from asr.logmel import FeatureConfig, num_frames
 from asr.manifest import Utterance, read_manifest
 from asr.mmi import bigram, denominator, text_log_probs
-from asr.model import AcousticModel, ModelConfig, output_length
+from asr.model import AcousticModel, ModelConfig, output_length, take_over
 from asr.muon import Muon
 from asr.mwer import expected_errors
 from asr.storage import remove_leftovers, write_atomically
@@ -483,17 +483,13 @@ def _initial_network(config: TrainConfig, vocabulary: Vocabulary, sounds: Vocabu
         return network
     folder = load_model_folder(config.init)
     source = load_network(folder)
-    added = config.model.num_layers - source.config.num_layers
-    encoders = [dataclasses.replace(model, dropout=0.0, vocabulary_size=1, num_sounds=0) for model in (source.config, config.model)]
-    if 0 < added <= config.model.residual_layers:
-        encoders[1] = dataclasses.replace(
-            encoders[1], num_layers=source.config.num_layers, residual_layers=config.model.residual_layers - added
-        )
-    if encoders[0] != encoders[1] or folder.features != config.features:
-        raise TrainingError(f"init: the network or features of {folder.path} differ from this run's: {source.config}, {folder.features}")
+    try:
+        take_over(network, source)
+        if folder.features != config.features:
+            raise ValueError(f"expected the features {config.features}, found {folder.features}")
+    except ValueError as error:
+        raise TrainingError(f"init: the network or features of {folder.path} differ from this run's: {error}") from error
     weights, old = network.state_dict(), source.state_dict()
-    last, new_last = (f"norms.{model.num_layers}." for model in (source.config, config.model))
-    weights |= {name.replace(last, new_last): tensor for name, tensor in old.items() if not name.startswith("output.")}
     size, old_size = config.model.vocabulary_size, source.config.vocabulary_size
     for name in ("output.weight", "output.bias"):
         new_rows, old_rows = (w.unflatten(0, (config.model.outputs_per_frame, -1)) for w in (weights[name], old[name]))  # views
@@ -503,7 +499,6 @@ def _initial_network(config: TrainConfig, vocabulary: Vocabulary, sounds: Vocabu
             new_rows[:, size:] = old_rows[:, old_size:]
     if folder.vocabulary != vocabulary or (sounds is not None and folder.sounds != sounds):
         logger.info("init: a vocabulary differs, its output layer starts anew")
-    network.load_state_dict(weights)
     return network
 
 

@@ -70,6 +70,15 @@ def test_json_has_words_within_their_segments() -> None:
     assert all(0 < word["confidence"] <= 1 for word in segment["words"])
 
 
+def test_models_are_averaged(model: Path, tmp_path: Path) -> None:
+    result = _run("average", model, model, "--weight", 1, "--weight", 2, "--out", tmp_path / "mean")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'mean'}\n")
+    assert "average_of" in _run("info", tmp_path / "mean").stdout
+    for wrong in (("--weight", 1), ("--weight", 0, "--weight", 0)):
+        failed = _run("average", model, model, *wrong, "--out", tmp_path / "none")
+        assert failed.exit_code == 1 and "expected 2 weights" in failed.stderr and "Traceback" not in failed.stderr
+
+
 def test_a_bad_file_is_reported_and_the_others_are_done(model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_bytes(b"no audio")
     result = _run(tmp_path / "bad.wav", EXAMPLE, "--model", model, "--format", "json", command=transcribe)

@@ -66,7 +66,7 @@ def main() -> None:
         warmup_epochs=0.1,
         validate_epochs=arguments.validate_epochs,
         ema_decay=0.998,
-        anneal_dropout=True,
+        anneal_dropout=False,
         consistency=arguments.consistency,
         spelling=0.3,
         mwer=arguments.mwer,

@@ -34,7 +34,8 @@ def expected_errors(log_probs: Tensor, lengths: Tensor, texts: Sequence[str], se
     acoustic = -ctc_loss(
         log_probs[owner], lengths[owner], padded.to(owner.device), token_lengths=token_lengths.to(owner.device)
     )
-    fixed = torch.tensor([h.score - h.acoustic_score for h in hypotheses], device=owner.device)
+    # Where the search found no finished word, its only text has a score of -inf.
+    fixed = torch.tensor([h.score - h.acoustic_score if h.score > -np.inf else 0.0 for h in hypotheses], device=owner.device)
     errors = torch.tensor(
         [float(count_word_errors(texts[b], h.text).errors) for b, h in zip(owner.tolist(), hypotheses, strict=True)],
         device=owner.device,

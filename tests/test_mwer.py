@@ -66,10 +66,16 @@ def test_what_makes_no_errors_becomes_more_probable() -> None:
     assert [search(x[:n].numpy())[0].text for x, n in zip(log_probs, lengths.tolist(), strict=True)] == list(texts)
 
 
-def test_an_utterance_in_which_nothing_is_found_has_a_loss() -> None:
-    log_probs = torch.log(torch.tensor([1.0, 1e-30, 1e-30])).expand(1, 3, 3)
+@pytest.mark.parametrize("token", [0, 2])  # a blank, and the beginning of a word that does not end
+def test_an_utterance_in_which_nothing_is_found_has_a_loss(token: int) -> None:
+    log_probs = torch.full((1, 3, 3), 1e-30).log()
+    log_probs[..., token] = 0.0
+    log_probs.requires_grad_()
 
     def narrow(x: np.ndarray) -> list[Hypothesis]:
-        return beam_search(x, LETTERS)
+        return beam_search(x, LETTERS, lexicon=["aaaa"])
 
-    assert float(expected_errors(log_probs, torch.tensor([3]), ("a a",), narrow)) == 2.0
+    loss = expected_errors(log_probs, torch.tensor([3]), ("a a",), narrow)
+    assert loss.tolist() == [2.0]
+    (gradient,) = torch.autograd.grad(loss.sum(), log_probs)
+    assert not gradient.any()

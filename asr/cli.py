@@ -382,7 +382,6 @@ def _print_findings(path: Path, vocabulary: str | None) -> int:
 @click.option("--learning-rate", type=float, default=2e-3, help="The peak.")
 @click.option("--warmup-epochs", type=float, default=2.0, help="Epochs until the peak.")
 @click.option("--consistency", type=click.FloatRange(0), default=0.0, help="Weight of CR-CTC's consistency loss, 0.2 is usual; doubles the work.")
-@click.option("--mwer", type=click.FloatRange(0), default=0.0, help="Weight of the expected word errors of the search with the language model of --init; 5 is usual.")
 @click.option("--mmi", type=click.FloatRange(0), default=1.0, help="Weight of MMI's denominator in the loss of the pronunciations; 0: CTC alone.")
 @click.option("--noise-dir", default="", type=click.Path(), help="Folder of wav files mixed into a quarter of the utterances at 5 to 30 dB.")
 @click.option("--patience", type=click.IntRange(0), default=0, help="Validations without a better dev WER until the run stops; 0: never.")
@@ -445,7 +444,7 @@ def _train_config(options: dict[str, Any]) -> Any:
         )
     same = (
         "train_manifests", "dev_manifests", "lexicon", "init", "noise_dir", "seed", "epochs", "accumulation", "learning_rate", "warmup_epochs",
-        "consistency", "mmi", "mwer", "precision", "device", "patience",
+        "consistency", "mmi", "precision", "device", "patience",
     )  # fmt: skip
     return TrainConfig(
         **{name: options[name] for name in same},

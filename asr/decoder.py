@@ -137,7 +137,7 @@ def beam_search(
     lexicon: Lexicon | Sequence[str] | None = None,
     hotwords: Mapping[str, float] | None = None,
     beam_threshold: float = 13.0,
-    token_threshold: float = -5.0,
+    token_threshold: float = -6.0,
     blank_threshold: float = 0.9,
 ) -> list[Hypothesis]:
     """Return the `num_best` best texts of `log_probs` (T', V), best first, each summed over all its paths.

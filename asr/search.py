@@ -246,12 +246,14 @@ def _extend_beam(frame: Any, scorer: Scorer, pruning: Pruning, work: Work, size:
                     candidate.token = _add(candidate.token, log_prob)
                     candidate.either = _add(candidate.blank, candidate.token)
                 elif _lengthen(prefix, entry.prefix, token, word_entry, scorer, work.longer[count]):
-                    candidate = work.candidates[count]
-                    _enter(candidate, NONE, work.longer[count], scorer)
-                    candidate.blank = -math.inf
-                    candidate.token = candidate.either = log_prob
-                    if log_prob + candidate.fixed >= cutoff:
-                        _count(work.counts, (best - log_prob - candidate.fixed) * bins_per_nat)
+                    longer = work.longer[count]
+                    score = log_prob + scorer.alpha * longer.lm + longer.bonus + longer.outlook
+                    if score >= cutoff:
+                        candidate = work.candidates[count]
+                        _enter(candidate, NONE, longer, scorer)
+                        candidate.blank = -math.inf
+                        candidate.token = candidate.either = log_prob
+                        _count(work.counts, (best - score) * bins_per_nat)
                         count += 1
     for c in range(count):
         work.scores[c] = work.candidates[c].either + work.candidates[c].fixed

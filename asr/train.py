@@ -43,7 +43,7 @@ from asr.checkpoint import (
 )
 from asr.ctc import ctc_loss, min_frames
 from asr.data import Batch, SpeechDataset, collate, epoch_batches, utterance_seed
-from asr.decoder import DecoderConfig, Hypothesis, beam_search, decode
+from asr.decoder import DecoderConfig, decode
 from asr.features import LogMel
 from asr.g2p import complete
 from asr.lexicon import Lexicon, read_lexicon, write_lexicon
@@ -54,7 +54,6 @@ from asr.manifest import Utterance, read_manifest
 from asr.mmi import bigram, denominator, text_log_probs
 from asr.model import AcousticModel, ModelConfig, output_length, take_over
 from asr.muon import Muon
-from asr.mwer import expected_errors
 from asr.storage import remove_leftovers, write_atomically
 from asr.text import ENGLISH, Vocabulary
 from asr.transcribe import decoder_config
@@ -65,7 +64,6 @@ logger = logging.getLogger(__name__)
 MAX_BAD_STEPS = 10
 MAX_UNIFORM_SHARE = 1.5  # an epoch's loss over that of a network that guesses every frame's token; above it training has diverged
 LOADER_TIMEOUT_S = 600.0  # to read and augment one batch
-MWER_BEAM, MWER_BEST = 50, 8  # of the search in training: prefixes kept, texts compared
 OPTIMISERS = ("adamw", "muon")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
@@ -87,8 +85,7 @@ class TrainConfig:
     validated and saved; 0 turns it off. anneal_dropout: from the middle of the run on dropout falls to 0 in a straight line. consistency: weight of the symmetric KL divergence between two differently masked views of an
     utterance (CR-CTC, Yao et al. 2024); 0 turns it off. mmi: weight of the denominator of lattice-free maximum mutual information
     (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. spelling: weight of the CTC loss of the spellings where pronunciations are
-    learned too. mwer: weight of the search's expected word errors (asr/mwer.py), with the language model of `init`, in the loss; 0 leaves the
-    search out. precision: of the products; "auto" is bfloat16 where the processor
+    learned too. precision: of the products; "auto" is bfloat16 where the processor
     has it, else float32. init: a model folder to start from, its language model included,
     with which dev WER is then measured. patience: validations without a better dev
     WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
@@ -118,7 +115,6 @@ class TrainConfig:
     consistency: float = 0.0
     mmi: float = 1.0
     spelling: float = 1.0
-    mwer: float = 0.0
     precision: str = "float32"
     device: str = "cpu"
     num_workers: int = 1
@@ -137,7 +133,7 @@ class TrainConfig:
         for name in ("epochs", "batch_s", "accumulation", "learning_rate", "clip_norm", "validate_epochs"):
             if not 0 < getattr(self, name) < math.inf:
                 raise TrainingError(f"{name}: expected more than 0, found {getattr(self, name)!r}")
-        for name in ("seed", "warmup_epochs", "weight_decay", "consistency", "mmi", "spelling", "mwer", "num_workers", "num_threads", "patience"):
+        for name in ("seed", "warmup_epochs", "weight_decay", "consistency", "mmi", "spelling", "num_workers", "num_threads", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise TrainingError(f"{name}: expected 0 or more, found {getattr(self, name)!r}")
         if not 0 <= self.ema_decay < 1:
@@ -204,21 +200,6 @@ class Run:
     tensorboard: Any
     decoder: DecoderConfig
     lm: LanguageModel | None
-
-    def search(self, log_probs: np.ndarray) -> list[Hypothesis]:
-        """Return the best texts of log-probabilities (T', S) of the sounds, by a search narrower than validation's."""
-        assert self.sounds is not None
-        return beam_search(
-            log_probs,
-            self.sounds,
-            beam_size=MWER_BEAM,
-            num_best=MWER_BEST,
-            lm=self.lm,
-            alpha=self.decoder.alpha,
-            beta=self.decoder.beta,
-            unknown_penalty=self.decoder.unknown_penalty,
-            lexicon=self.lexicon,
-        )
 
 
 def train(config: TrainConfig, run_dir: str | os.PathLike[str], *, resume: bool = False) -> TrainResult:
@@ -317,8 +298,6 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
     if world > 1:
         dist.barrier()  # until the run folder is prepared
     decoder, lm = _read_search(run_dir / "best")
-    if config.mwer and (lm is None or sounds is None):
-        raise TrainingError("mwer: expected a model to start from that writes pronunciations and has a language model")
     wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network
     return Run(
         config=config,
@@ -654,9 +633,6 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
     if run.bigram is not None:
         others = denominator(log_probs[..., size:], output_lengths, run.bigram) - text_log_probs(sounds, sound_lengths, run.bigram)
         loss = loss + config.mmi * others.sum() / views
-    if config.mwer:
-        texts = [run.vocabulary.decode(row[:length]) for row, length in zip(tokens.tolist(), token_lengths.tolist(), strict=True)]
-        loss = loss + config.mwer * expected_errors(log_probs[..., size:], output_lengths, texts, run.search).sum() / views
     if config.consistency:
         first, second = log_probs.chunk(2)  # (2 B, T', V) -> 2 x (B, T', V)
         inside = torch.arange(first.shape[1], device=first.device)[None, :] < output_lengths.chunk(2)[0][:, None]

@@ -63,6 +63,7 @@ modern prose (`recipes/english/text.py`), and the texts of the training speech.
 | kathleen, Rhasspy | CC0 |
 | Asterisk core sounds, Allison Smith | CC BY-SA 3.0 |
 | AN4, Carnegie Mellon University: its training part | BSD-like |
+| speechocean762, SpeechOcean and Xiaomi: its adults | free for commercial and other use |
 | CMUdict, Carnegie Mellon University: pronunciations, and what other words sound like after a model of it | BSD-like |
 | background noises of Google Speech Commands, mixed in | CC BY 4.0 |
 | for the language model: WordNet 3.0, Princeton University: definitions and examples | WordNet licence |
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--g2p", type=Path, help="the model of letters and sounds that it wrote too")
     parser.add_argument("--tune", type=Path, nargs="+", required=True, help="dev manifests to tune the decoder on")
     parser.add_argument("--trials", type=int, default=60, help="decoder settings to try (default: %(default)s)")
-    parser.add_argument("--beam-size", type=int, default=800, help="hypotheses kept (default: %(default)s)")
+    parser.add_argument("--beam-size", type=int, default=500, help="hypotheses kept (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=MODELS_DIR / "english", help="default: %(default)s")
     arguments = parser.parse_args()
 

@@ -26,8 +26,7 @@ def main() -> None:
     parser.add_argument("--batch-seconds", type=float, default=160.0, help="seconds of audio a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
     parser.add_argument("--consistency", type=float, default=0.2, help="weight of the consistency loss, 0: one view of each utterance (default: %(default)s)")
-    parser.add_argument("--mwer", type=float, default=0.0, help="weight of the search's expected word errors (default: %(default)s)")
-    parser.add_argument("--dropout", type=float, default=0.2, help="until the middle of the run, then falling to 0 (default: %(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.2, help="between layers (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from, its layers as many or fewer (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
     parser.add_argument("--validate-epochs", type=int, default=1, help="epochs from one validation to the next (default: %(default)s)")
@@ -66,10 +65,8 @@ def main() -> None:
         warmup_epochs=0.1,
         validate_epochs=arguments.validate_epochs,
         ema_decay=0.998,
-        anneal_dropout=False,
         consistency=arguments.consistency,
         spelling=0.3,
-        mwer=arguments.mwer,
         precision="auto",
         device=arguments.device,
         num_threads=arguments.threads,

@@ -17,7 +17,7 @@ RANKS = {
     "text": 0, "audio": 0, "logmel": 0, "gru": 0, "muon": 0, "wer": 0, "transcript": 0, "storage": 0, "native": 0, "layers": 0,
     "manifest": 1, "model": 1, "features": 1, "augment": 1, "ctc": 1, "mmi": 1, "lm": 1, "lexicon": 1, "search": 1, "formats": 1, "vad": 1,
     "data": 2, "decoder": 2, "checkpoint": 2, "g2p": 2,
-    "corpora": 3, "evaluate": 3, "encoder": 3, "export": 3,
+    "corpora": 3, "evaluate": 3, "encoder": 3, "export": 3, "average": 3,
     "transcribe": 4, "report": 4,
     "tune": 5, "cut": 5, "stream": 5, "jobs": 5, "plot": 5,
     "train": 5,

@@ -46,7 +46,7 @@ def test_all_but_training_runs_without_torch(tmp_path: Path) -> None:
         ("prepare", "table", str(tmp_path), "manifests"),
     )
     assert "ModuleNotFoundError" not in out and "this command needs" not in out, out
-    assert "must be rather" in out
+    assert "rather cold hearted and rather selfish" in out
     assert "sense_and_sensibility" in out
     assert (tmp_path / "lm.safetensors").exists()
 

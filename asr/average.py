@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from asr.checkpoint import CheckpointError, copy_decoder, load_model_folder, load_network, save_model_folder
+from asr.checkpoint import (
+    CONFIG_NAME,
+    CheckpointError,
+    copy_decoder,
+    load_model_folder,
+    load_network,
+    save_model_folder,
+)
 from asr.model import AcousticModel, take_over
 
 
@@ -20,11 +28,14 @@ def average_models(
     """Write the model folder `out`: the mean of the networks in proportion to `weights`, and all else of the last model.
 
     A network may lack some of the last one's residual layers; it counts as one in which these do nothing.
-    Raises CheckpointError for models that cannot be averaged, and for weights that are not one a model, none below 0, not all 0.
+    Raises CheckpointError for models that cannot be averaged, for weights that are not one a model, none below 0, not all 0, and where
+    `out` holds a model.
     """
     shares = [1.0] * len(models) if weights is None else list(weights)
     if not models or len(shares) != len(models) or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
         raise CheckpointError(f"expected {len(models)} weights, none below 0 and not all 0, found {shares}")
+    if (Path(out) / CONFIG_NAME).exists():
+        raise CheckpointError(f"{os.fspath(out)}: holds a model already; choose another folder")
     folders = [load_model_folder(model) for model in models]
     last, target = folders[-1], load_network(folders[-1])
     means = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in target.state_dict().items()}
@@ -42,7 +53,7 @@ def average_models(
             means[name] += tensor * (share / sum(shares))
     target.load_state_dict(means)
     parts = ", ".join(f"{share:g} x {folder.name}" for folder, share in zip(folders, shares, strict=True))
-    info = last.info | {"average_of": parts}
+    info = {name: value for name, value in last.info.items() if name != "dev_wer"} | {"average_of": parts}
     card = f"# {last.name}\n\nThe mean of the weights of {parts}.\n"
     copy_decoder(last, out)
     save_model_folder(out, target, features=last.features, vocabulary=last.vocabulary, sounds=last.sounds, info=info, card=card)

@@ -120,8 +120,16 @@ def pack(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Networ
         tuple(_direction(weights, i, name, config["cell"]) for name in _directions(config)) for i in range(config["num_layers"])
     )
     output = _normed(weights, config["num_layers"], weights["output.weight"].T, weights["output.bias"])
-    rest = (config.get(name, default) for name, default in (("outputs_per_frame", 1), ("vocabulary_size", None), ("num_sounds", 0), ("residual_layers", 0)))
-    return Network(config["cell"], tuple(convs), stack, output, *rest)
+    return Network(
+        cell=config["cell"],
+        convs=tuple(convs),
+        layers=stack,
+        output=output,
+        outputs_per_frame=config.get("outputs_per_frame", 1),
+        vocabulary_size=config["vocabulary_size"],
+        num_sounds=config.get("num_sounds", 0),
+        residual_layers=config.get("residual_layers", 0),
+    )
 
 
 def _shapes(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -88,8 +88,7 @@ class AcousticModel(nn.Module):
         sizes = [config.conv_channels] + [width] * config.num_layers
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes)
         self.layers = nn.ModuleList(Recurrence(size, config) for size in sizes[:-1])
-        self.first_residual = config.num_layers - config.residual_layers
-        for layer in self.layers[self.first_residual :]:
+        for layer in self.layers[config.num_layers - config.residual_layers :]:
             layer.start_from_zero()  # type: ignore[operator]
         self.output = nn.Linear(width, (config.vocabulary_size + config.num_sounds) * config.outputs_per_frame)
 
@@ -107,7 +106,7 @@ class AcousticModel(nn.Module):
         reversal = reversed_positions(encoder_lengths, x.shape[0]) if self.config.bidirectional else None  # (T'', B, 1)
         for number, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=False)):
             y = layer(F.dropout(norm(x), self.dropout, self.training), reversal)
-            x = y if number < self.first_residual else x + y
+            x = self._after(number, x, y)
         return self._classify(x), output_lengths
 
     def step(self, features: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -130,9 +129,13 @@ class AcousticModel(nn.Module):
         for number, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=False)):
             hidden = [next(previous) for _ in range(layer.num_states)] if previous else None  # type: ignore[arg-type]
             y, hidden = layer.step(norm(x), hidden)  # type: ignore[operator]
-            x = y if number < self.first_residual else x + y
+            x = self._after(number, x, y)
             new_state.extend(hidden)
         return self._classify(x), new_state
+
+    def _after(self, number: int, x: Tensor, y: Tensor) -> Tensor:
+        """Return what layer `number` hands on whose input was x and whose states are y."""
+        return x + y if number >= self.config.num_layers - self.config.residual_layers else y
 
     def _classify(self, x: Tensor) -> Tensor:
         """Return log_probs (B, T', V + S) of the encoder's output (T'', B, C)."""

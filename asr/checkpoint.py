@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MODELS_DIR = Path(__file__).parent / "models"
 CONFIG_NAME, VOCABULARY_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "vocabulary.json", "model.safetensors", "README.md"
-DECODER_NAME, LM_NAME = "decoder.json", "lm.safetensors"
+DECODER_NAME, LM_NAME, RNNLM_NAME = "decoder.json", "lm.safetensors", "rnnlm.safetensors"
 SOUNDS_NAME, LEXICON_NAME, G2P_NAME = "sounds.json", "lexicon.txt", "g2p.safetensors"
 MAX_CONFIG_BYTES = 1_000_000
 STATES_KEPT = 2
@@ -128,9 +128,9 @@ def save_decoder_settings(path: str | os.PathLike[str], settings: Mapping[str, A
 
 
 def copy_decoder(source: ModelFolder, target: str | os.PathLike[str]) -> None:
-    """Put the decoder settings, language model and lexicon of one model folder, as far as it has them, into another, which need not be there yet."""
+    """Put the decoder settings, language models and lexicon of one model folder, as far as it has them, into another, which need not be there yet."""
     Path(target).mkdir(parents=True, exist_ok=True)
-    for name in (DECODER_NAME, LM_NAME, LEXICON_NAME, G2P_NAME):
+    for name in (DECODER_NAME, LM_NAME, RNNLM_NAME, LEXICON_NAME, G2P_NAME):
         if (path := source.part(name)).exists():
             write_atomically(Path(target) / name, path.read_bytes())
 

@@ -545,7 +545,7 @@ def report(results: str, out: str, worst: int) -> None:
 
 @main.group(cls=Commands)
 def lm() -> None:
-    """Train, inspect, score with and tune n-gram language models."""
+    """Train, inspect, score with and tune language models."""
 
 
 @lm.command("train")
@@ -570,6 +570,33 @@ def lm_train(texts: tuple[str, ...], out: str, order: int, min_counts: tuple[int
     click.echo(f"{out}\torder {order}\tn-grams {' '.join(map(str, model.num_ngrams))}\t{Path(out).stat().st_size / 1e6:.1f} MB")
 
 
+@lm.command("train-recurrent")
+@click.argument("texts", nargs=-1, required=True, type=click.Path(), metavar="TEXT...")
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write; until it is finished, the folder FILE.state holds what --resume needs.")
+@click.option("--words", type=click.IntRange(1), default=30_000, help="Know so many of the most frequent words.")
+@click.option("--embedding", type=click.IntRange(1), default=256, help="Numbers a word.")
+@click.option("--hidden", type=click.IntRange(1), default=512, help="Units of the recurrent layer.")
+@click.option("--passes", type=click.FloatRange(0, min_open=True), default=1.0, help="Passes over the text, also less than one.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, help="The peak.")
+@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
+@click.option("--resume", is_flag=True, help="Go on from the newest state in FILE.state, with the same texts and settings.")
+def lm_train_recurrent(texts: tuple[str, ...], out: str, resume: bool, **options: Any) -> None:
+    """Train a recurrent language model (a GRU) on TEXTs, as `asr lm train` takes them, and print its size.
+
+    It remembers a sentence from its first word on, and is used together with an n-gram model. Millions of words take hours.
+    """
+    from itertools import chain
+
+    from asr.rnnlm_train import RnnlmConfig
+    from asr.rnnlm_train import train as train_recurrent
+
+    names = {"words": "vocabulary_size", "embedding": "embedding_size", "hidden": "hidden_size", "threads": "num_threads"}
+    config = RnnlmConfig(**{names.get(name, name): value for name, value in options.items()})
+    model = train_recurrent(chain.from_iterable(map(_sentences, texts)), config, out, resume=resume)
+    click.echo(f"{out}\twords {len(model.words)}\tembedding {options['embedding']}\thidden {options['hidden']}\t{Path(out).stat().st_size / 1e6:.1f} MB")
+
+
 def _sentences(path: str) -> Iterable[str]:
     from asr.lm import read_sentences
     from asr.manifest import read_manifest
@@ -580,9 +607,16 @@ def _sentences(path: str) -> Iterable[str]:
 @lm.command("info")
 @click.argument("model", type=click.Path())
 def lm_info(model: str) -> None:
-    """Print the order and the number of n-grams of a language model file."""
+    """Print the order and the number of n-grams of a language model file, or the sizes of a recurrent one."""
     from asr.lm import load
+    from asr.rnnlm import is_recurrent
+    from asr.rnnlm import load as load_recurrent
 
+    if is_recurrent(model):
+        recurrent = load_recurrent(model)
+        embedding_size, hidden_size = recurrent.projection.shape
+        click.echo(f"words\t{len(recurrent.words)}\nembedding\t{embedding_size}\nhidden\t{hidden_size}")
+        return
     loaded = load(model)
     click.echo(f"order\t{loaded.order}\nwords\t{len(loaded.words)}\nn-grams\t{' '.join(map(str, loaded.num_ngrams))}")
 

@@ -6,7 +6,7 @@ Knows arrays and a vocabulary; nothing of audio, networks or files. Token 0 is t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
@@ -17,9 +17,14 @@ import numpy as np
 from asr import search
 from asr.lexicon import Lexicon
 from asr.lm import UNKNOWN_ID, LanguageModel, reorder
+from asr.rnnlm import RecurrentLanguageModel
 from asr.search import NONE
 from asr.text import BLANK, BLANK_ID, Vocabulary
 
+NUM_RESCORED = 30  # texts that a recurrent language model ranks anew,
+NUM_PATHS = 1000  # found among so many readings, of which most are the same text,
+MOST_LOSS = 12.0  # made of parts that score at most so much less than those the search went on with
+HEAP_SIZE = 1 << 14  # readings that wait for their turn
 NUM_RESERVED = 3  # <unk>, <s> and </s> come first among a language model's words
 
 
@@ -44,7 +49,8 @@ class DecoderConfig:
     """How to decode: `method` greedy or beam, and beam_search's settings of the same names.
 
     A word's confidence is sigmoid(confidence_offset + confidence_slope x), x the mean log-probability of its tokens at their peaks, as
-    asr.tune fits it (Platt 1999); with a slope of 0, untuned, it is e^x.
+    asr.tune fits it (Platt 1999); with a slope of 0, untuned, it is e^x. rescore_weight, 0 to 1: the share of a recurrent language model in
+    the probability of a word, where there is one.
     """
 
     method: str = "greedy"
@@ -54,16 +60,19 @@ class DecoderConfig:
     unknown_penalty: float = 10.0
     confidence_slope: float = 0.0
     confidence_offset: float = 0.0
+    rescore_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.method not in ("greedy", "beam"):
             raise DecoderError(f"method: expected greedy or beam, found {self.method!r}")
         if isinstance(self.beam_size, bool) or not isinstance(self.beam_size, int) or not 1 <= self.beam_size <= 10_000:
             raise DecoderError(f"beam_size: expected 1 to 10000, found {self.beam_size!r}")
-        for name in ("alpha", "beta", "unknown_penalty", "confidence_slope", "confidence_offset"):
+        for name in ("alpha", "beta", "unknown_penalty", "confidence_slope", "confidence_offset", "rescore_weight"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise DecoderError(f"{name}: expected a finite number, found {value!r}")
+        if not 0 <= self.rescore_weight <= 1:
+            raise DecoderError(f"rescore_weight: expected 0 to 1, found {self.rescore_weight!r}")
 
     def confidence(self, mean_log_prob: float) -> float:
         """Return the confidence, 0 to 1, in a word whose tokens have this mean log-probability."""
@@ -81,16 +90,18 @@ def decode(
     lexicon: Lexicon | None = None,
     sounds: Vocabulary | None = None,
     hotwords: Mapping[str, float] | None = None,
+    rescorer: RecurrentLanguageModel | None = None,
 ) -> Hypothesis:
     """Return the best text of `log_probs` (T', V) by the method that the config names.
 
     With a lexicon of `sounds`, log_probs (T', V + S), beam search with a language model is among the lexicon's words as they sound, and
-    the hypothesis' tokens are sounds. Raises DecoderError.
+    the hypothesis' tokens are sounds. rescorer: ranks its best texts anew, if the config gives it weight. Raises DecoderError.
     """
     spelled, pronounced = np.split(log_probs, [len(vocabulary)], axis=1)
     if config.method == "greedy":
         return greedy_decode(spelled, vocabulary)
     search_settings: dict[str, Any] = {"beam_size": config.beam_size, "lm": lm, "alpha": config.alpha, "beta": config.beta, "unknown_penalty": config.unknown_penalty}
+    search_settings |= {"rescorer": rescorer, "rescore_weight": config.rescore_weight}
     if lm is None or lexicon is None or sounds is None:
         return beam_search(spelled, vocabulary, hotwords=hotwords, **search_settings)[0]
     return beam_search(pronounced, sounds, lexicon=lexicon, hotwords=hotwords, **search_settings)[0]
@@ -136,6 +147,8 @@ def beam_search(
     unknown_penalty: float = 10.0,
     lexicon: Lexicon | Sequence[str] | None = None,
     hotwords: Mapping[str, float] | None = None,
+    rescorer: RecurrentLanguageModel | None = None,
+    rescore_weight: float = 0.0,
     beam_threshold: float = 13.0,
     token_threshold: float = -6.0,
     blank_threshold: float = 0.9,
@@ -148,6 +161,8 @@ def beam_search(
     without pronunciations are spelled in tokens. A hotword or phrase adds its
     weight wherever it stands between spaces, with a Lexicon wherever it is heard, but not to other words that sound like a single hotword;
     while the search is inside one it is credited in parts, and no word of it counts as unknown.
+    rescorer: with its weight above 0, up to NUM_RESCORED best texts are ranked anew, p(word) being rescore_weight times its probability by
+    `rescorer` and the rest by `lm` (the best texts of a lattice: Ortmanns, Ney and Aubert 1997; the recurrent model: Mikolov et al. 2010).
     Left out: prefixes that score `beam_threshold` less than the best, tokens with a log-probability below `token_threshold`, and
     whatever competes with a blank more probable than `blank_threshold`; and where only the best is wanted, prefixes that score less than
     another whose future is the same. What an unfinished word will score is foreseen by bigrams (Ortmanns et al. 1996, "Language-model
@@ -172,12 +187,30 @@ def beam_search(
         lexicon = _spelling_lexicon(tuple(lexicon))
     scorer, rows = _make_scorer(vocabulary, lm, lexicon, phrases, is_heard=is_heard, alpha=alpha, beta=beta, unknown_penalty=unknown_penalty)
     log_blank_threshold = math.log(blank_threshold) if blank_threshold > 0 else -math.inf
-    pruning = search.Pruning(int(beam_size), float(beam_threshold), float(token_threshold), log_blank_threshold, num_best == 1)
+
+    def text_of(way: _Way) -> str:
+        return _text(way.tokens, vocabulary) if lexicon is None else " ".join(lexicon.words[rows[entry]] for entry in way.entries)
+
+    if rescore_weight <= 0:
+        rescorer = None
+    pruning = search.Pruning(
+        beam_size=int(beam_size),
+        beam_threshold=float(beam_threshold),
+        token_threshold=float(token_threshold),
+        blank_threshold=log_blank_threshold,
+        recombine=num_best == 1 or rescorer is not None,
+        most_loss=-1.0 if rescorer is None else MOST_LOSS,
+    )
     num_searched = int((log_probs[:, BLANK_ID] <= log_blank_threshold).sum())
-    work = _work_memory(num_searched, beam_size, len(vocabulary), int(np.diff(scorer.lexicon_first_entry).max(initial=1)))
+    num_alike = int(np.diff(scorer.lexicon_first_entry).max(initial=1))
+    work = _work_memory(num_searched, beam_size, len(vocabulary), num_alike, 0 if rescorer is None else num_searched * beam_size)
     results = np.empty(len(work.candidates), search.RESULT)
-    count = _compiled_search()(log_probs, scorer, pruning, work, results)
-    return _hypotheses(log_probs, vocabulary, work.prefixes, results[:count], num_best, lexicon, rows)
+    results = results[: _compiled_search()(log_probs, scorer, pruning, work, results)]
+    ways: Iterable[_Way] = _ways(work.prefixes, results)
+    if rescorer is not None and lm is not None and results["score"].max() > -math.inf:
+        words = np.zeros(0, np.int32) if lexicon is None else scorer.lexicon_word
+        ways = _rescored(_best_ways(work, results, words, len(log_probs)), text_of, lm, rescorer, alpha=alpha, weight=rescore_weight)
+    return _hypotheses(log_probs, vocabulary, ways, num_best, text_of)
 
 
 @cache
@@ -185,17 +218,18 @@ def _compiled_search() -> Callable[..., int]:
     from asr import native  # not for greedy decoding
 
     scorer, _ = _make_scorer(Vocabulary((BLANK,)), None, None, (), is_heard=False, alpha=0.0, beta=0.0, unknown_penalty=0.0)
-    pruning = search.Pruning(1, 0.0, 0.0, 0.0, False)
-    example = (np.zeros((1, 1), np.float32), scorer, pruning, _work_memory(1, 1, 1, 1), np.empty(1, search.RESULT))
+    pruning = search.Pruning(1, 0.0, 0.0, 0.0, False, -1.0)
+    example = (np.zeros((1, 1), np.float32), scorer, pruning, _work_memory(1, 1, 1, 1, 0), np.empty(1, search.RESULT))
     return native.load(search, "search", example)
 
 
-def _work_memory(num_frames: int, beam_size: int, num_tokens: int, num_alike: int) -> search.Work:
+def _work_memory(num_frames: int, beam_size: int, num_tokens: int, num_alike: int, num_alternatives: int) -> search.Work:
     """num_alike: the most words that sound or are spelled alike."""
     num_candidates = beam_size * (num_tokens - 1 + num_alike)  # those of a prefix: itself, a token more, or a word of the lexicon ended
     table_size = 2 ** (2 * num_candidates).bit_length()
     return search.Work(
-        prefixes=np.empty(1 + num_frames * beam_size, search.PREFIX),
+        prefixes=np.empty(1 + num_frames * beam_size + num_alternatives, search.PREFIX),
+        alternatives=np.empty(num_alternatives, search.ALTERNATIVE),
         beam=np.empty(beam_size, search.ENTRY),
         candidates=np.empty(num_candidates, search.ENTRY),
         longer=np.empty(num_candidates, search.PREFIX),
@@ -203,6 +237,7 @@ def _work_memory(num_frames: int, beam_size: int, num_tokens: int, num_alike: in
         ranked=np.empty(num_candidates),
         table=np.empty(table_size, np.int32),
         frame=np.full(table_size, NONE, np.int32),
+        lost=np.empty(num_candidates, np.int32),
         order=np.empty(num_tokens, np.int32),
         counts=np.empty(search.NUM_BINS, np.int64),
         first_child=np.empty(beam_size, np.int32),
@@ -211,32 +246,97 @@ def _work_memory(num_frames: int, beam_size: int, num_tokens: int, num_alike: in
 
 
 def _hypotheses(
-    log_probs: np.ndarray, vocabulary: Vocabulary, prefixes: np.ndarray, results: np.ndarray, num_best: int, lexicon: Lexicon | None, rows: np.ndarray
+    log_probs: np.ndarray, vocabulary: Vocabulary, ways: Iterable[_Way], num_best: int, text_of: Callable[[_Way], str]
 ) -> list[Hypothesis]:
-    """Return the best results with different texts: the words of the lexicon, by its `rows` for each entry, or the tokens where it is None."""
+    """Return the first ways with different texts."""
     best: dict[str, Hypothesis] = {}
-    parents, last_tokens, last_entries = prefixes["parent"], prefixes["token"], prefixes["entry"]
-    for index in np.argsort(-results["score"], kind="stable"):
-        tokens, entries = [], [int(results["entry"][index])]
-        node = int(results["prefix"][index])
-        while node > 0:
-            tokens.append(int(last_tokens[node]))
-            entries.append(int(last_entries[node]))
-            node = int(parents[node])
-        tokens.reverse()
-        score, acoustic, lm_score = (float(results[name][index]) for name in ("score", "acoustic", "lm"))
-        if score == -math.inf:  # the lexicon allows none of the last words: they are left out
+    for way in ways:
+        if way.score == -math.inf:  # the lexicon allows none of the last words: they are left out
             if best:
                 break
             space = vocabulary.tokens.index(" ") if " " in vocabulary.tokens else NONE
-            while tokens and tokens[-1] != space:
-                tokens.pop()
-        text = _text(tokens, vocabulary) if lexicon is None else " ".join(lexicon.words[rows[entry]] for entry in reversed(entries) if entry != NONE)
+            while way.tokens and way.tokens[-1] != space:
+                way.tokens.pop()
+        text = text_of(way)
         if text not in best:
-            best[text] = Hypothesis(tuple(tokens), text, _peaks(log_probs, tokens), score, acoustic, lm_score)
+            best[text] = Hypothesis(tuple(way.tokens), text, _peaks(log_probs, way.tokens), way.score, way.acoustic, way.lm)
         if len(best) == num_best:
             break
     return list(best.values())
+
+
+class _Way(NamedTuple):
+    """What the search found: tokens and the lexicon's entries that they end, and what they score."""
+
+    tokens: list[int]
+    entries: list[int]
+    score: float
+    acoustic: float
+    lm: float
+
+
+def _make_way(prefixes: np.ndarray, nodes: Sequence[int], result: np.void, **scores: float) -> _Way:
+    """nodes: the prefixes from the last to the first. scores: those that differ from the result's."""
+    tokens = prefixes["token"][nodes[::-1]].tolist()
+    entries = [e for e in (*prefixes["entry"][nodes[::-1]].tolist(), int(result["entry"])) if e != NONE]
+    return _Way(tokens, entries, **{name: float(result[name]) for name in ("score", "acoustic", "lm")} | scores)
+
+
+def _nodes(prefixes: np.ndarray, node: int) -> list[int]:
+    """Return the prefixes from `node` back to the first token's."""
+    parents, nodes = prefixes["parent"], []
+    while node > 0:
+        nodes.append(node)
+        node = int(parents[node])
+    return nodes
+
+
+def _ways(prefixes: np.ndarray, results: np.ndarray) -> Iterator[_Way]:
+    """Yield the results, the best first."""
+    for index in np.argsort(-results["score"], kind="stable"):
+        yield _make_way(prefixes, _nodes(prefixes, int(results["prefix"][index])), results[index])
+
+
+def _best_ways(work: search.Work, results: np.ndarray, words: np.ndarray, num_frames: int) -> Iterator[_Way]:
+    """Yield the best ways of NUM_RESCORED texts, those too that the search gave up for others with the same future; their `lm` is not their own."""
+    heap, paths = np.empty(HEAP_SIZE, search.PATH), np.empty(NUM_PATHS, search.PATH)
+    paths = paths[: _compiled_best_paths()(work.prefixes, work.alternatives, results, words, NUM_RESCORED, heap, paths)]
+    known: dict[int, list[int]] = {}
+
+    def nodes(number: int) -> list[int]:
+        if number not in known:
+            base, branch, prefix = (int(paths[name][number]) for name in ("base", "branch", "prefix"))
+            after = nodes(base) if base != NONE else []
+            known[number] = after[: after.index(branch) if after else 0] + _nodes(work.prefixes, prefix)
+        return known[number]
+
+    for number in np.flatnonzero(paths["is_new"]).tolist():
+        path = paths[number]
+        if num_frames < len(nodes(number)) or len(set(nodes(number))) < len(nodes(number)):  # it goes round and round
+            continue
+        yield _make_way(work.prefixes, nodes(number), results[path["result"]], score=float(path["score"]), acoustic=float(path["acoustic"]))
+
+
+@cache
+def _compiled_best_paths() -> Callable[..., int]:
+    from asr import native
+
+    memory = _work_memory(1, 1, 1, 1, 1)
+    paths = np.empty(1, search.PATH)
+    return native.load(search, "best_paths", (memory.prefixes, memory.alternatives, np.empty(1, search.RESULT), np.empty(0, np.int32), 0, paths, paths))
+
+
+def _rescored(ways: Iterable[_Way], texts_of: Callable[[_Way], str], lm: LanguageModel, rescorer: RecurrentLanguageModel, *, alpha: float, weight: float) -> list[_Way]:
+    """Return the ways, of those with the same text the first, ranked anew: the best first by both language models together."""
+    by_text: dict[str, _Way] = {}
+    for way in ways:
+        by_text.setdefault(texts_of(way), way)
+    both, first = rescorer.interpolate(list(by_text), lm, weight)
+    ranked = [
+        way._replace(score=way.score + alpha * (new - old), lm=new)
+        for way, new, old in zip(by_text.values(), both.tolist(), first.tolist(), strict=True)
+    ]
+    return sorted(ranked, key=lambda way: -way.score)
 
 
 def _text(tokens: Sequence[int], vocabulary: Vocabulary) -> str:

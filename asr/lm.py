@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class LanguageModelError(ValueError):
-    """A language model file, or a text to train on, that cannot be used."""
+    """A language model file, or a text or settings to train one with, that cannot be used; or a training that cannot go on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +174,33 @@ def read_sentences(path: str | Path) -> Iterator[str]:
             raise LanguageModelError(f"{path}: expected UTF-8 text, found damaged data ({error})") from error
 
 
+def read_words(sentences: Iterable[str], vocabulary_size: int | None) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the words by id, the most frequent first, and the whole text as ids (S,), <s> before and </s> after each sentence.
+
+    Words beyond the `vocabulary_size` most frequent become <unk>. Raises LanguageModelError for a text without words, or with <s> or </s>.
+    """
+    specials = (UNKNOWN, START, END)
+    first_ids: dict[str, int] = {word: i for i, word in enumerate(specials)}
+    text = array("i")
+    for number, sentence in enumerate(sentences, start=1):
+        found = sentence.split()
+        if START in found or END in found:
+            raise LanguageModelError(f"sentence {number}: {START} and {END} are reserved, found {sentence[:60]!r}")
+        text.append(START_ID)
+        text.extend([first_ids.setdefault(word, len(first_ids)) for word in found])
+        text.append(END_ID)
+    if len(first_ids) == len(specials):
+        raise LanguageModelError("expected sentences to train on, found no word")
+    stream = np.frombuffer(text, np.int32)
+    counts = np.bincount(stream, minlength=len(first_ids))
+    ordinary = list(first_ids)[len(specials) :]
+    frequent = sorted(ordinary, key=lambda word: (-counts[first_ids[word]], word))[:vocabulary_size]
+    words = (*specials, *frequent)  # the compact file is smaller where the frequent words come first
+    new_ids = np.full(len(first_ids), UNKNOWN_ID, np.int32)
+    new_ids[[first_ids[word] for word in words]] = np.arange(len(words))
+    return words, new_ids[stream]
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +241,7 @@ def train(
     minima = (*min_counts, *[max(min_counts, default=1)] * order)[:order]
     if order < 2 or sorted(minima) != list(minima):
         raise LanguageModelError(f"expected order >= 2 and minimal counts that never fall, found {order} and {minima}")
-    words, stream = _read_words(sentences, vocabulary_size)
+    words, stream = read_words(sentences, vocabulary_size)
     levels = _count_ngrams(stream, len(words), order)
     logger.info("distinct n-grams by order: %s", [len(level.word) for level in levels])
     listed = [
@@ -234,30 +261,6 @@ def train(
     num_events = len(stream) - levels[0].frequency[START_ID]
     histories = np.concatenate([[num_events], *counts[:-1]])  # (M,) how often each context is one
     return prune(model, prune_threshold, history_log_probs=np.log(np.maximum(histories, 1e-9) / num_events))
-
-
-def _read_words(sentences: Iterable[str], vocabulary_size: int | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the words by id and the whole text as ids, <s> before and </s> after each sentence."""
-    specials = (UNKNOWN, START, END)
-    first_ids: dict[str, int] = {word: i for i, word in enumerate(specials)}
-    text = array("i")
-    for number, sentence in enumerate(sentences, start=1):
-        found = sentence.split()
-        if START in found or END in found:
-            raise LanguageModelError(f"sentence {number}: {START} and {END} are reserved, found {sentence[:60]!r}")
-        text.append(START_ID)
-        text.extend([first_ids.setdefault(word, len(first_ids)) for word in found])
-        text.append(END_ID)
-    if len(first_ids) == len(specials):
-        raise LanguageModelError("expected sentences to train on, found no word")
-    stream = np.frombuffer(text, np.int32)
-    counts = np.bincount(stream, minlength=len(first_ids))
-    ordinary = list(first_ids)[len(specials) :]
-    frequent = sorted(ordinary, key=lambda word: (-counts[first_ids[word]], word))[:vocabulary_size]
-    words = (*specials, *frequent)  # the compact file is smaller where the frequent words come first
-    new_ids = np.full(len(first_ids), UNKNOWN_ID, np.int32)
-    new_ids[[first_ids[word] for word in words]] = np.arange(len(words))
-    return words, new_ids[stream]
 
 
 def _count_ngrams(stream: np.ndarray, num_words: int, order: int) -> list[_Level]:

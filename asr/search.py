@@ -31,6 +31,7 @@ PREFIX = np.dtype(
         ("outlook", np.float64),  # for the unfinished ones; taken back when they are finished
         ("seen", np.int32),  # the language model's first bigram of the last word and one that the unfinished word may become
         ("seen_end", np.int32),  # the first after those
+        ("alternative", np.int32),  # the last of its ALTERNATIVEs, NONE without
     ],
     align=True,
 )
@@ -48,6 +49,30 @@ ENTRY = np.dtype(
         ("ceiling", np.float64),  # the most that this can be with one token more, other than the space
         ("following", np.int64),  # bit t % 64 is set if token t may follow inside a word
         ("future", np.int64),  # the same for prefixes whose longer ones will score alike
+    ],
+    align=True,
+)
+# A prefix that was given up for another with the same future.
+ALTERNATIVE = np.dtype(
+    [
+        ("prefix", np.int32),
+        ("next", np.int32),  # the one before of the same prefix, NONE for none
+        ("loss", np.float64),  # how much less it scored,
+        ("acoustic_loss", np.float64),  # and how much of that is the acoustic model's
+    ],
+    align=True,
+)
+# A way back through the prefixes: from the end of a result, or as the path `base` up to its prefix `branch`, and from `prefix` on in that one's stead.
+PATH = np.dtype(
+    [
+        ("base", np.int32),
+        ("branch", np.int32),
+        ("prefix", np.int32),
+        ("result", np.int32),
+        ("score", np.float64),
+        ("acoustic", np.float64),
+        ("text", np.int64),  # a hash of its text, of what comes after the branch until the path is a whole one
+        ("is_new", np.int32),  # whether no better path has that text
     ],
     align=True,
 )
@@ -99,12 +124,14 @@ class Pruning(NamedTuple):
     token_threshold: float  # tokens with a smaller log-probability
     blank_threshold: float  # every token beside a blank with a greater log-probability
     recombine: bool  # prefixes worse than another whose future is the same: enough for the best, not for the next best
+    most_loss: float  # of recombined prefixes those that score at most so much less are remembered as alternatives
 
 
 class Work(NamedTuple):
     """Memory to search in."""
 
-    prefixes: Any  # (1 + T' * beam_size,) PREFIX
+    prefixes: Any  # (1 + T' * beam_size,) PREFIX, and room for the alternatives'
+    alternatives: Any  # ALTERNATIVE, as many as there is room for
     beam: Any  # (beam_size,) ENTRY
     candidates: Any  # (beam_size * (V + words alike),) ENTRY: first the beam's own, then those with one token more
     longer: Any  # as many PREFIX: what each candidate would be as a prefix, if it is new
@@ -112,6 +139,7 @@ class Work(NamedTuple):
     ranked: Any  # as many
     table: Any  # (2 ** k,), twice as many at least: candidates by a hash of what their future depends on
     frame: Any  # (2 ** k,): in which frame each was entered
+    lost: Any  # as many as candidates: where in the table the one is that it was given up for, NONE if it was not
     order: Any  # (V,): the tokens worth a try, the most probable first
     counts: Any  # (NUM_BINS,): candidates by score
     first_child: Any  # (beam_size,): of the entries whose prefix is an entry's with one token more, the first
@@ -125,6 +153,7 @@ def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results
     work.beam[0].blank = work.beam[0].either = 0.0
     work.beam[0].token = -math.inf
     size = num_prefixes = 1
+    num_alternatives = 0
     for t in range(log_probs.shape[0]):
         if log_probs[t, BLANK] > pruning.blank_threshold:
             for s in range(size):
@@ -135,6 +164,8 @@ def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results
             if pruning.recombine:
                 _recombine(work, count, t)
             size, num_prefixes = _keep_best(pruning, work, size, count, num_prefixes)
+            if pruning.recombine and pruning.most_loss >= 0.0:
+                num_prefixes, num_alternatives = _remember(pruning, work, count, num_prefixes, num_alternatives)
     count = 0
     for s in range(size):
         count = _finish(work.prefixes, work.beam[s], scorer, results, count)
@@ -155,6 +186,7 @@ def _root(prefix: Any, scorer: Scorer) -> None:
     prefix.lm = 0.0
     prefix.bonus = 0.0
     prefix.outlook = 0.0
+    prefix.alternative = NONE
     _expect_any(scorer, prefix)
 
 
@@ -300,14 +332,16 @@ def _recombine(work: Work, count: int, frame: int) -> None:
         h = future & (size - 1)
         while work.frame[h] == frame and work.candidates[work.table[h]].future != future:
             h = (h + 1) & (size - 1)
+        work.lost[c] = NONE
         if work.frame[h] != frame:
             work.frame[h] = frame
             work.table[h] = c
-        elif work.scores[c] > work.scores[work.table[h]]:
-            work.scores[work.table[h]] = -math.inf
-            work.table[h] = c
-        else:
-            work.scores[c] = -math.inf
+            continue
+        loser = c
+        if work.scores[c] > work.scores[work.table[h]]:
+            loser, work.table[h] = work.table[h], c
+        work.scores[loser] = -math.inf
+        work.lost[loser] = h
 
 
 def _keep_best(pruning: Pruning, work: Work, size: int, count: int, num_prefixes: int) -> tuple[int, int]:
@@ -334,6 +368,43 @@ def _keep_best(pruning: Pruning, work: Work, size: int, count: int, num_prefixes
                 work.beam[size] = candidate
                 size += 1
     return size, num_prefixes
+
+
+def _remember(pruning: Pruning, work: Work, count: int, num_prefixes: int, num_alternatives: int) -> tuple[int, int]:
+    """Link the candidates given up in this frame to those of the beam they were given up for; return the numbers of prefixes and alternatives."""
+    for c in range(count):
+        if work.lost[c] == NONE:
+            continue
+        loser, winner = work.candidates[c], work.candidates[work.table[work.lost[c]]]
+        acoustic_loss = winner.either - loser.either
+        loss = acoustic_loss + winner.fixed - loser.fixed
+        if not loss <= pruning.most_loss or winner.prefix == NONE or work.prefixes[winner.prefix].slot == NONE:
+            continue
+        before = loser.parent
+        while before > winner.prefix:  # a prefix comes after those it goes on from
+            before = work.prefixes[before].parent
+        if before == winner.prefix:  # the loser goes on from it: in its stead it would go round and round
+            continue
+        known = work.prefixes[winner.prefix].alternative  # the same tokens, given up in an earlier frame
+        while known != NONE:
+            other = work.prefixes[work.alternatives[known].prefix]
+            if other.parent == loser.parent and other.token == loser.last and other.entry == loser.word:
+                break
+            known = work.alternatives[known].next
+        if known == NONE and num_alternatives < len(work.alternatives):
+            known, num_alternatives = num_alternatives, num_alternatives + 1
+            if loser.prefix == NONE:
+                loser.prefix = num_prefixes
+                work.prefixes[num_prefixes] = work.longer[c]
+                num_prefixes += 1
+            work.alternatives[known].prefix = loser.prefix
+            work.alternatives[known].next = work.prefixes[winner.prefix].alternative
+            work.alternatives[known].loss = math.inf
+            work.prefixes[winner.prefix].alternative = known
+        if known != NONE and loss < work.alternatives[known].loss:
+            work.alternatives[known].loss = loss
+            work.alternatives[known].acoustic_loss = acoustic_loss
+    return num_prefixes, num_alternatives
 
 
 def _kth_largest(values: Any, count: int, k: int) -> float:
@@ -375,6 +446,7 @@ def _lengthen(old: Any, parent: int, token: int, entry: int, scorer: Scorer, new
     new.token = token
     new.entry = entry
     new.slot = NONE
+    new.alternative = NONE
     new.lm_state = old.lm_state
     new.lm = old.lm
     new.bonus = old.bonus
@@ -520,6 +592,80 @@ def _finish(prefixes: Any, entry: Any, scorer: Scorer, results: Any, count: int)
         result.score = result.acoustic + scorer.alpha * lm + bonus
         count += 1
     return count
+
+
+def best_paths(prefixes: Any, alternatives: Any, results: Any, words: Any, num_texts: int, heap: Any, paths: Any) -> int:
+    """Write the best ways back from the results, the best first, to `paths` until they have num_texts texts; return how many they are.
+
+    A path goes on from any of its prefixes as from one given up for it. A result that scores -inf has no path. words: the lexicon_word
+    of Scorer if texts are made of the lexicon's entries; of length 0 if they are made of tokens. heap: PATH, memory.
+    """
+    size = count = found = 0
+    for i in range(len(results)):
+        if results[i].score > -math.inf:
+            text = _mix(0, _part(words, NONE, results[i].entry))
+            size = _push(heap, size, NONE, NONE, results[i].prefix, i, results[i].score, results[i].acoustic, text)
+    while size > 0 and count < len(paths) and found < num_texts:
+        paths[count] = heap[0]
+        path = paths[count]
+        size = _drop_first(heap, size)
+        prefix = path.prefix
+        while prefix > 0:
+            node = prefixes[prefix]
+            a = node.alternative
+            while a != NONE:
+                other = alternatives[a]
+                size = _push(heap, size, count, prefix, other.prefix, path.result, path.score - other.loss, path.acoustic - other.acoustic_loss, path.text)
+                a = other.next
+            part = _part(words, node.token, node.entry)
+            if part != NONE:
+                path.text = _mix(path.text, part)
+            prefix = node.parent
+        path.is_new = 1
+        for i in range(count):
+            if paths[i].text == path.text:
+                path.is_new = 0
+        found += path.is_new
+        count += 1
+    return count
+
+
+def _part(words: Any, token: int, entry: int) -> int:
+    """Return what a prefix adds to the text, NONE if that is nothing."""
+    if len(words) == 0:
+        return token
+    if entry == NONE:
+        return NONE
+    return words[entry] if words[entry] != UNKNOWN_ID else -2 - entry  # words that the language model does not know differ too
+
+
+def _push(heap: Any, size: int, base: int, branch: int, prefix: int, result: int, score: float, acoustic: float, text: int) -> int:
+    """Put a path into the heap, whose first is always the best, if there is room; return its size."""
+    if size == len(heap):
+        return size
+    place = size
+    while place > 0 and heap[(place - 1) // 2].score < score:
+        heap[place] = heap[(place - 1) // 2]
+        place = (place - 1) // 2
+    path = heap[place]
+    path.base, path.branch, path.prefix, path.result = base, branch, prefix, result
+    path.score, path.acoustic, path.text = score, acoustic, text
+    return size + 1
+
+
+def _drop_first(heap: Any, size: int) -> int:
+    """Take the best out of the heap; return its size."""
+    size -= 1
+    place, below = 0, 1
+    while below < size:
+        if below + 1 < size and heap[below + 1].score > heap[below].score:
+            below += 1
+        if heap[below].score <= heap[size].score:
+            break
+        heap[place] = heap[below]
+        place, below = below, 2 * below + 1
+    heap[place] = heap[size]
+    return size
 
 
 def align(log_probs: Any, tokens: Any, scores: Any, moves: Any, peaks: Any) -> int:

@@ -32,6 +32,7 @@ from asr.checkpoint import (
     G2P_NAME,
     LEXICON_NAME,
     LM_NAME,
+    RNNLM_NAME,
     CheckpointError,
     copy_decoder,
     load_model_folder,
@@ -54,6 +55,8 @@ from asr.manifest import Utterance, read_manifest
 from asr.mmi import bigram, denominator, text_log_probs
 from asr.model import AcousticModel, ModelConfig, output_length, take_over
 from asr.muon import Muon
+from asr.rnnlm import RecurrentLanguageModel
+from asr.rnnlm import load as load_rnnlm
 from asr.storage import remove_leftovers, write_atomically
 from asr.text import ENGLISH, Vocabulary
 from asr.transcribe import decoder_config
@@ -200,6 +203,7 @@ class Run:
     tensorboard: Any
     decoder: DecoderConfig
     lm: LanguageModel | None
+    rescorer: RecurrentLanguageModel | None
 
 
 def train(config: TrainConfig, run_dir: str | os.PathLike[str], *, resume: bool = False) -> TrainResult:
@@ -297,7 +301,7 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
     tensorboard = _prepare_folder(config, run_dir, progress, vocabulary=vocabulary, lexicon=lexicon, resume=resume) if rank == 0 else None
     if world > 1:
         dist.barrier()  # until the run folder is prepared
-    decoder, lm = _read_search(run_dir / "best")
+    decoder, lm, rescorer = _read_search(run_dir / "best")
     wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network
     return Run(
         config=config,
@@ -321,6 +325,7 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         tensorboard=tensorboard,
         decoder=decoder,
         lm=lm,
+        rescorer=rescorer,
     )
 
 
@@ -342,12 +347,13 @@ def _prepare_folder(
     return _tensorboard(run_dir, progress.step)
 
 
-def _read_search(best: Path) -> tuple[DecoderConfig, LanguageModel | None]:
-    """Return how validation decodes: with the settings and the language model that came from `init`, greedily without."""
+def _read_search(best: Path) -> tuple[DecoderConfig, LanguageModel | None, RecurrentLanguageModel | None]:
+    """Return how validation decodes: with the settings and the language models that came from `init`, greedily without."""
     settings = read_decoder_settings(best)
     if not (settings and (best / LM_NAME).exists()):
-        return DecoderConfig(), None
-    return decoder_config(best, settings), load_lm(best / LM_NAME)
+        return DecoderConfig(), None, None
+    rescorer = load_rnnlm(best / RNNLM_NAME) if (best / RNNLM_NAME).exists() else None
+    return decoder_config(best, settings), load_lm(best / LM_NAME), rescorer
 
 
 def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim.Optimizer]:
@@ -699,7 +705,7 @@ def validate(run: Run, utterances: Sequence[Utterance]) -> ErrorCounts:
             features, lengths = run.log_mel(batch.waveforms.to(run.device), batch.waveform_lengths.to(run.device))
             log_probs, lengths = run.average(features, lengths)
         for row, length, utterance in zip(log_probs.cpu().numpy(), lengths.tolist(), dataset.utterances, strict=True):
-            found = decode(row[:length], run.vocabulary, run.decoder, lm=run.lm, lexicon=run.lexicon, sounds=run.sounds)
+            found = decode(row[:length], run.vocabulary, run.decoder, lm=run.lm, lexicon=run.lexicon, sounds=run.sounds, rescorer=run.rescorer)
             total += count_word_errors(utterance.text, found.text)
     return total
 

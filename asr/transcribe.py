@@ -24,6 +24,7 @@ from asr.checkpoint import (
     G2P_NAME,
     LEXICON_NAME,
     LM_NAME,
+    RNNLM_NAME,
     CheckpointError,
     ModelFolder,
     load_model_folder,
@@ -36,6 +37,8 @@ from asr.lexicon import Lexicon, read_lexicon
 from asr.lm import LanguageModel
 from asr.lm import load as load_lm
 from asr.logmel import FeatureConfig, log_mel
+from asr.rnnlm import RecurrentLanguageModel
+from asr.rnnlm import load as load_rnnlm
 from asr.text import Vocabulary, normalise
 from asr.transcript import Segment, Transcript, Word
 from asr.vad import Vad, mark_silence
@@ -85,6 +88,7 @@ class Transcriber:
         self.hotwords = dict(hotwords or {})
         self.vad: Vad = vad
         self.lm = folder_lm(folder) if self.decoder.method == "beam" else None
+        self.rescorer = folder_rescorer(folder) if self.lm is not None and self.decoder.rescore_weight else None
         self.lexicon = folder_lexicon(folder, " ".join(self.hotwords).split()) if self.lm is not None else None
         self.sounds = folder.sounds
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
@@ -200,7 +204,14 @@ class Transcriber:
     def recognise(self, log_probs: np.ndarray, number: int, start_s: float, duration_s: float) -> Segment:
         """Return segment `number`, decoded from log_probs (T', V + S), which begins at start_s and lasts duration_s seconds."""
         hypothesis = decode(
-            log_probs, self.vocabulary, self.decoder, lm=self.lm, lexicon=self.lexicon, sounds=self.sounds, hotwords=self.hotwords
+            log_probs,
+            self.vocabulary,
+            self.decoder,
+            lm=self.lm,
+            lexicon=self.lexicon,
+            sounds=self.sounds,
+            hotwords=self.hotwords,
+            rescorer=self.rescorer,
         )
         vocabulary = self.vocabulary
         if self.lexicon is not None and self.sounds is not None:
@@ -257,6 +268,12 @@ def folder_lm(folder: ModelFolder) -> LanguageModel | None:
     """Return the language model of a model folder, if it has one. Raises LanguageModelError."""
     path = folder.part(LM_NAME)
     return load_lm(path) if path.exists() else None
+
+
+def folder_rescorer(folder: ModelFolder) -> RecurrentLanguageModel | None:
+    """Return the recurrent language model of a model folder, if it has one. Raises LanguageModelError."""
+    path = folder.part(RNNLM_NAME)
+    return load_rnnlm(path) if path.exists() else None
 
 
 def folder_lexicon(folder: ModelFolder, words: Iterable[str] = ()) -> Lexicon | None:

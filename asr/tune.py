@@ -17,10 +17,10 @@ from asr.checkpoint import LM_NAME, load_model_folder
 from asr.decoder import DecoderConfig, DecoderError, decode
 from asr.manifest import read_manifest, read_utterance
 from asr.text import normalise
-from asr.transcribe import Transcriber, folder_lexicon, folder_lm
+from asr.transcribe import Transcriber, folder_lexicon, folder_lm, folder_rescorer
 from asr.wer import ErrorCounts, align_words, count_word_errors, expected_calibration_error
 
-ALPHA, BETA, UNKNOWN_PENALTY = (0.2, 1.4), (-3.0, 4.0), (2.0, 25.0)  # what is drawn from
+ALPHA, BETA, UNKNOWN_PENALTY, RESCORE_WEIGHT = (0.2, 1.6), (-3.0, 4.0), (2.0, 25.0), (0.0, 1.0)  # what is drawn from
 MIN_WORDS = 50  # fewer say nothing about confidence
 
 
@@ -61,26 +61,27 @@ def tune(
     transcriber = Transcriber(model, decoder=DecoderConfig())
     log_probs = transcriber.log_probs([read_utterance(utterance) for utterance in utterances])
     references = [normalise(utterance.text) for utterance in utterances]
-    lexicon = folder_lexicon(folder)
+    lexicon, rescorer = folder_lexicon(folder), folder_rescorer(folder)
 
     def try_out(config: DecoderConfig) -> Trial:
         counts = ErrorCounts()
         for reference, array in zip(references, log_probs, strict=True):
-            found = decode(array, folder.vocabulary, config, lm=lm, lexicon=lexicon, sounds=folder.sounds)
+            found = decode(array, folder.vocabulary, config, lm=lm, lexicon=lexicon, sounds=folder.sounds, rescorer=rescorer)
             counts += count_word_errors(reference, found.text)
         return Trial(config, counts.rate)
 
     rng = np.random.default_rng(seed)
-    low, high = np.transpose([ALPHA, BETA, UNKNOWN_PENALTY])
+    low, high = np.transpose([ALPHA, BETA, UNKNOWN_PENALTY, RESCORE_WEIGHT if rescorer else (0.0, 0.0)])
     trials = [try_out(DecoderConfig())]
     for number in range(num_trials):
         weights = rng.uniform(low, high)
         if number >= num_trials // 2:  # the second half of the trials looks around the best so far
             best = min(trials, key=lambda trial: trial.wer).config
-            weights = rng.normal([best.alpha, best.beta, best.unknown_penalty], (high - low) / 12).clip(low, high)
-        trials.append(try_out(DecoderConfig("beam", beam_size, *(round(float(weight), 3) for weight in weights))))
+            weights = rng.normal([best.alpha, best.beta, best.unknown_penalty, best.rescore_weight], (high - low) / 12).clip(low, high)
+        alpha, beta, unknown_penalty, rescore_weight = (round(float(weight), 3) for weight in weights)
+        trials.append(try_out(DecoderConfig("beam", beam_size, alpha, beta, unknown_penalty, rescore_weight=rescore_weight)))
     trials.sort(key=lambda trial: -trial.wer)
-    transcriber.decoder, transcriber.lm, transcriber.lexicon = trials[-1].config, lm, lexicon
+    transcriber.decoder, transcriber.lm, transcriber.lexicon, transcriber.rescorer = trials[-1].config, lm, lexicon, rescorer
     scored = [_scored_words(transcriber, array, reference) for array, reference in zip(log_probs, references, strict=True)]
     config, error = _calibrated(trials[-1].config, scored)
     return Tuning(tuple(trials), config, error)

@@ -13,6 +13,7 @@ from asr.checkpoint import (
     LEXICON_NAME,
     LM_NAME,
     MODELS_DIR,
+    RNNLM_NAME,
     load_model_folder,
     load_network,
     save_decoder_settings,
@@ -22,7 +23,9 @@ from asr.decoder import DecoderConfig, in_search_order
 from asr.evaluate import evaluate_manifest, results_table
 from asr.lexicon import read_lexicon, write_lexicon
 from asr.lm import load, save
-from asr.transcribe import Transcriber, folder_lexicon, folder_lm
+from asr.rnnlm import load as load_rnnlm
+from asr.rnnlm import save as save_rnnlm
+from asr.transcribe import Transcriber, folder_lexicon, folder_lm, folder_rescorer
 from asr.tune import tune
 
 CARD = """# {name}
@@ -48,7 +51,7 @@ The expected calibration error of the words' confidences is {calibration:.3f}, f
 
 ## Language model
 
-{lm}, trained by `asr lm train` on 18 million words from about 240 public-domain books, none of which is read in LibriSpeech's dev and test sets, 6.1 million words of
+{lm}, trained by `asr lm train`{rnnlm} on 18 million words from about 240 public-domain books, none of which is read in LibriSpeech's dev and test sets, 6.1 million words of
 modern prose (`recipes/english/text.py`), and the texts of the training speech.
 
 ## Data and attribution
@@ -93,12 +96,13 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="model folder, such as runs/english/best")
     parser.add_argument("manifests", type=Path, nargs="+", help="dev manifests")
     parser.add_argument("--lm", type=Path, help="language model written by `asr lm train`")
+    parser.add_argument("--rnnlm", type=Path, help="recurrent language model written by `asr lm train-recurrent`")
     parser.add_argument("--decoder-of", default="", metavar="MODEL", help="shipped model whose language model, lexicon and g2p this one uses, instead of its own")
     parser.add_argument("--lexicon", type=Path, help="for a network that writes pronunciations: written by recipes/english/lexicon.py")
     parser.add_argument("--g2p", type=Path, help="the model of letters and sounds that it wrote too")
     parser.add_argument("--tune", type=Path, nargs="+", required=True, help="dev manifests to tune the decoder on")
     parser.add_argument("--trials", type=int, default=60, help="decoder settings to try (default: %(default)s)")
-    parser.add_argument("--beam-size", type=int, default=500, help="hypotheses kept (default: %(default)s)")
+    parser.add_argument("--beam-size", type=int, default=300, help="hypotheses kept (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=MODELS_DIR / "english", help="default: %(default)s")
     arguments = parser.parse_args()
 
@@ -121,6 +125,8 @@ def main() -> None:
         write_lexicon(lexicon, arguments.out / LEXICON_NAME)
     if arguments.g2p:
         save(load(arguments.g2p), arguments.out / G2P_NAME)
+    if arguments.rnnlm:
+        save_rnnlm(load_rnnlm(arguments.rnnlm), arguments.out / RNNLM_NAME)
     tuning = tune(arguments.out, arguments.tune, num_trials=arguments.trials, beam_size=arguments.beam_size)
     save_decoder_settings(arguments.out, tuning.settings)
     tables = {name: score(arguments.out, arguments.manifests, decoder) for name, decoder in {"beam": None, "greedy": DecoderConfig()}.items()}
@@ -139,7 +145,9 @@ def score(model: Path, manifests: Sequence[Path], decoder: DecoderConfig | None)
 
 def make_card(model: Path, tables: Mapping[str, str], calibration_error: float) -> str:
     folder = load_model_folder(model)
-    lm, lexicon = folder_lm(folder), folder_lexicon(folder)
+    lm, lexicon, rescorer = folder_lm(folder), folder_lexicon(folder), folder_rescorer(folder)
+    is_rescored = rescorer is not None and folder.decoder.get("rescore_weight", 0.0) > 0
+    rnnlm = f", and a GRU of {len(rescorer.words):,} words that ranks the best texts anew, by `asr lm train-recurrent`, both" if rescorer and is_rescored else ""
     assert lm is not None, "tune found it"
     bidirectional = folder.network["bidirectional"]
     return CARD.format(
@@ -156,6 +164,7 @@ def make_card(model: Path, tables: Mapping[str, str], calibration_error: float) 
         seed=folder.info["seed"],
         machine=f"{os.cpu_count()} {platform.machine()} cores",
         lm=f"A word {lm.order}-gram of {sum(lm.num_ngrams):,} n-grams and {len(lm.words):,} words",
+        rnnlm=rnnlm,
         calibration=calibration_error,
         **tables,
     )

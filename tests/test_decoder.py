@@ -131,6 +131,51 @@ def test_words_are_found_by_how_they_sound_and_those_that_sound_alike_by_the_mod
     assert all(found[text] == pytest.approx(expected[text], abs=1e-5) for text in expected)
 
 
+class Judge:
+    """Stands for a recurrent language model: remembers the texts it was given, and likes one far better than the n-gram model does."""
+
+    def __init__(self, favourite: str = "none") -> None:
+        self.favourite = favourite
+        self.texts: list[str] = []
+
+    def interpolate(self, texts: Sequence[str], lm: LanguageModel, weight: float) -> tuple[np.ndarray, np.ndarray]:
+        assert weight == 0.5
+        self.texts = list(texts)
+        first = lm.score_sentences(texts)
+        return first + 50.0 * np.array([text == self.favourite for text in texts]), first
+
+
+@pytest.mark.parametrize("lexicon", [None, ALIKE])
+@pytest.mark.parametrize("seed", range(12))
+def test_the_texts_ranked_anew_are_the_best_though_the_search_gave_most_of_them_up(seed: int, lexicon: Lexicon | None) -> None:
+    rng = np.random.default_rng(seed)
+    log_probs = random_log_probs(rng, 10, 4, scale=2.0)
+    settings = {"lm": MODEL, "alpha": 0.8, "beta": 0.7, "unknown_penalty": 1.5, "lexicon": lexicon}
+    exact = {hypothesis.text: hypothesis for hypothesis in beam_search(log_probs, SMALL, **(EXACT | settings))}
+    judge = Judge()
+    same = beam_search(log_probs, SMALL, **(EXACT | settings | {"num_best": 1, "rescorer": judge, "rescore_weight": 0.5}))[0]
+    assert len(judge.texts) == len(set(judge.texts)) > 4
+    assert set(list(exact)[:4]) <= set(judge.texts) <= exact.keys()
+    assert same.text == judge.texts[0] == beam_search(log_probs, SMALL, **(EXACT | settings | {"num_best": 1}))[0].text
+    for favourite in judge.texts:
+        found = beam_search(log_probs, SMALL, **(EXACT | settings | {"num_best": 1, "rescorer": Judge(favourite), "rescore_weight": 0.5}))[0]
+        assert found.text == favourite
+        assert found.lm_score == pytest.approx(exact[favourite].lm_score + 50.0)
+        words = favourite.split()
+        bonus = 0.7 * len(words) - 1.5 * sum(word not in MODEL.word_ids for word in words)
+        assert found.score == pytest.approx(found.acoustic_score + 0.8 * found.lm_score + bonus)
+
+
+def test_texts_are_ranked_anew_only_with_a_weight_and_a_language_model() -> None:
+    log_probs = random_log_probs(np.random.default_rng(0), 10, 4)
+    judge = Judge()
+    for settings in ({"lm": MODEL, "rescore_weight": 0.0}, {"lm": None, "rescore_weight": 0.5}):
+        beam_search(log_probs, SMALL, rescorer=judge, **settings)  # type: ignore[arg-type]
+        assert not judge.texts
+    with pytest.raises(DecoderError, match=r"rescore_weight: expected 0 to 1, found 1\.5"):
+        DecoderConfig("beam", rescore_weight=1.5)
+
+
 def test_what_an_unfinished_word_will_score_is_foreseen_by_bigrams() -> None:
     rng = np.random.default_rng(5)
     words = ["".join(rng.choice(list("abc"), rng.integers(1, 4))) for _ in range(30)]

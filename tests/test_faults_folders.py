@@ -20,12 +20,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asr.checkpoint import G2P_NAME, LEXICON_NAME, LM_NAME, CheckpointError, load_model_folder, save_decoder_settings
+from asr.checkpoint import (
+    G2P_NAME,
+    LEXICON_NAME,
+    LM_NAME,
+    RNNLM_NAME,
+    CheckpointError,
+    load_model_folder,
+    save_decoder_settings,
+)
 from asr.g2p import train_g2p
 from asr.lexicon import Lexicon, LexiconError, write_lexicon
 from asr.lm import LanguageModelError
 from asr.lm import save as save_lm
 from asr.lm import train as train_lm
+from asr.rnnlm import RecurrentLanguageModel
+from asr.rnnlm import save as save_rnnlm
 from asr.transcribe import Transcriber
 
 ROOT = Path(__file__).parents[1]
@@ -53,8 +63,16 @@ def sound_folder(path: Path, *, bidirectional: bool = True) -> Path:
     write_lexicon(lexicon, path / LEXICON_NAME)
     save_lm(train_g2p(zip(lexicon.words, lexicon.pronunciations, strict=True)), path / G2P_NAME)
     save_lm(train_lm(["a cat sat on a mat", "a dog sat", "the cat is on the mat"] * 3, order=3), path / LM_NAME)
-    save_decoder_settings(path, {"method": "beam", "beam_size": 8})
+    save_rnnlm(random_rnnlm(("<unk>", "<s>", "</s>", "a", "cat", "sat", "the")), path / RNNLM_NAME)
+    save_decoder_settings(path, {"method": "beam", "beam_size": 8, "rescore_weight": 0.5})
     return path
+
+
+def random_rnnlm(words: tuple[str, ...]) -> RecurrentLanguageModel:
+    rng = np.random.default_rng(0)
+    shapes = {"embedding": (len(words), 2), "bias": (len(words),), "input_weight": (9, 2), "recurrent_weight": (9, 3), "input_bias": (9,)}
+    shapes |= {"recurrent_bias": (9,), "projection": (2, 3), "projection_bias": (2,)}
+    return RecurrentLanguageModel(words, **{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
 
 
 def change_json(path: Path, rng: np.random.Generator) -> None:
@@ -133,7 +151,7 @@ def try_folders(seed: int, count: int, sound: Path) -> None:
     for number in range(count):
         faulthandler.dump_traceback_later(60, exit=True)
         shutil.copytree(sound, folder)
-        name = str(rng.choice(["config.json", "vocabulary.json", "decoder.json", "model.safetensors", LM_NAME, "sounds.json", LEXICON_NAME, G2P_NAME]))
+        name = str(rng.choice(["config.json", "vocabulary.json", "decoder.json", "model.safetensors", LM_NAME, RNNLM_NAME, "sounds.json", LEXICON_NAME, G2P_NAME]))
         how = damage if number % 3 == 0 or name == LEXICON_NAME else change_json if name.endswith("json") else change_tensors
         how(folder / name, rng)
         try:
@@ -188,6 +206,12 @@ def test_a_damaged_language_model_or_its_settings_are_named(tmp_path: Path) -> N
     save_decoder_settings(folder, {"method": "beam"})
     (folder / LM_NAME).write_bytes((folder / LM_NAME).read_bytes()[:-9])
     with pytest.raises(LanguageModelError, match=LM_NAME):
+        Transcriber(folder)
+    shutil.copy(sound_folder(tmp_path / "sound") / LM_NAME, folder)
+    (folder / RNNLM_NAME).write_bytes((folder / RNNLM_NAME).read_bytes()[:-9])
+    assert Transcriber(folder).rescorer is None  # a weight of 0
+    save_decoder_settings(folder, {"method": "beam", "rescore_weight": 0.5})
+    with pytest.raises(LanguageModelError, match=RNNLM_NAME):
         Transcriber(folder)
     (folder / "decoder.json").mkdir() if (folder / "decoder.json").unlink() is None else None
     with pytest.raises(CheckpointError, match=r"decoder\.json"):

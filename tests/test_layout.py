@@ -13,18 +13,18 @@ import asr
 
 PACKAGE = Path(asr.__file__).parent
 RANKS = {
-    "media": -1,
-    "text": 0, "audio": 0, "logmel": 0, "gru": 0, "muon": 0, "wer": 0, "transcript": 0, "storage": 0, "native": 0, "layers": 0,
-    "manifest": 1, "model": 1, "features": 1, "augment": 1, "ctc": 1, "mmi": 1, "lm": 1, "lexicon": 1, "search": 1, "formats": 1, "vad": 1,
+    "media": -1, "storage": -1,
+    "text": 0, "audio": 0, "logmel": 0, "gru": 0, "muon": 0, "wer": 0, "transcript": 0, "lm": 0, "native": 0, "layers": 0,
+    "manifest": 1, "model": 1, "features": 1, "augment": 1, "ctc": 1, "mmi": 1, "rnnlm": 1, "lexicon": 1, "search": 1, "formats": 1, "vad": 1,
     "data": 2, "decoder": 2, "checkpoint": 2, "g2p": 2,
     "corpora": 3, "evaluate": 3, "encoder": 3, "export": 3, "average": 3,
     "transcribe": 4, "report": 4,
     "tune": 5, "cut": 5, "stream": 5, "jobs": 5, "plot": 5,
-    "train": 5,
+    "train": 5, "rnnlm_train": 5,
     "server": 6,
     "cli": 7,
 }  # fmt: skip
-TORCH_FREE = ("text", "media", "audio", "logmel", "wer", "transcript", "ctc", "lm", "formats", "vad", "manifest", "evaluate", "decoder", "checkpoint", "encoder", "transcribe", "cli")
+TORCH_FREE = ("text", "media", "audio", "logmel", "wer", "transcript", "ctc", "lm", "rnnlm", "formats", "vad", "manifest", "evaluate", "decoder", "checkpoint", "encoder", "transcribe", "cli")
 
 
 def _imported_modules(path: Path) -> set[str]:

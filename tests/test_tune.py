@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_faults_folders import random_rnnlm
 
 from asr.audio import write_wav
-from asr.checkpoint import LM_NAME, load_model_folder, save_decoder_settings, save_model_folder
+from asr.checkpoint import LM_NAME, RNNLM_NAME, load_model_folder, save_decoder_settings, save_model_folder
 from asr.decoder import DecoderConfig, DecoderError
 from asr.lm import save, train
 from asr.logmel import FeatureConfig
 from asr.manifest import Utterance, write_manifest
 from asr.model import AcousticModel, ModelConfig
+from asr.rnnlm import save as save_rnnlm
 from asr.text import ENGLISH
 from asr.transcribe import Transcriber
 from asr.tune import _calibrated, tune
@@ -42,6 +44,14 @@ def test_the_best_settings_come_last_and_are_kept_by_the_folder(folder: Path, ma
     save_decoder_settings(folder, tuning.settings)
     assert load_model_folder(folder).decoder == tuning.settings
     assert Transcriber(folder).decoder == tuning.config
+
+
+def test_the_weight_of_a_recurrent_language_model_is_tuned_too(folder: Path, manifest: Path) -> None:
+    save(train(["a cat", "a dog", "the cat"], order=2), folder / LM_NAME)
+    assert {trial.config.rescore_weight for trial in tune(folder, [manifest], num_trials=3, beam_size=5).trials} == {0.0}
+    save_rnnlm(random_rnnlm(("<unk>", "<s>", "</s>", "a", "cat")), folder / RNNLM_NAME)
+    weights = {trial.config.rescore_weight for trial in tune(folder, [manifest], num_trials=3, beam_size=5).trials}
+    assert len(weights) == 4 and all(0 <= weight <= 1 for weight in weights)
 
 
 def test_a_folder_without_language_model_cannot_be_tuned(folder: Path, manifest: Path) -> None:

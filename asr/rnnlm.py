@@ -1,0 +1,214 @@
+"""A recurrent word language model (a GRU), which judges whole texts together with an n-gram model; its file.
+
+Knows words and numbers; nothing of audio, acoustic tokens, decoding or torch. All log-probabilities are natural logarithms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from asr.lm import END, START, UNKNOWN, UNKNOWN_ID, LanguageModel, LanguageModelError
+from asr.storage import write_atomically
+
+FORMAT, FORMAT_VERSION = "asr recurrent lm", "1"
+INT8_STEPS = 127  # each way, of the embedding in a file
+TYPES = {  # of the arrays in a file
+    "words": np.uint8, "embedding": np.int8, "scale": np.float32, "bias": np.float32, "input_weight": np.float16, "recurrent_weight": np.float16,
+    "input_bias": np.float32, "recurrent_bias": np.float32, "projection": np.float16, "projection_bias": np.float32,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class RecurrentLanguageModel:
+    """A one-layer GRU (Cho et al. 2014) over V words, with E numbers a word and a state h of H; all arrays float32.
+
+        ln p(w | h) = embedding[w] . (projection h + projection_bias) + bias[w]
+
+    Training has made the sum of p over the words about 1 (Devlin et al. 2014, "Fast and robust neural network joint models for
+    statistical machine translation"), so it is never computed. The rows of the GRU's weights are those of the gates r, z and n one
+    after the other, as in torch's nn.GRU.
+    """
+
+    words: tuple[str, ...]  # words[0:3] are <unk>, <s>, </s>
+    embedding: np.ndarray  # (V, E)
+    bias: np.ndarray  # (V,)
+    input_weight: np.ndarray  # (3 H, E)
+    recurrent_weight: np.ndarray  # (3 H, H)
+    input_bias: np.ndarray  # (3 H,)
+    recurrent_bias: np.ndarray  # (3 H,)
+    projection: np.ndarray  # (E, H)
+    projection_bias: np.ndarray  # (E,)
+
+    @cached_property
+    def word_ids(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self.words)}
+
+    def interpolate(self, texts: Sequence[str], lm: LanguageModel, weight: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return ln p of each text, its end included, by the mixture of both models and by the n-gram model alone: (num texts,) each.
+
+        A word's probability is weight * this model's + (1 - weight) * the n-gram model's; that of a word which this model does not
+        know is the n-gram model's. What texts have in common at their beginnings is computed once. Raises LanguageModelError for a
+        weight outside 0 to 1.
+        """
+        if not 0 <= weight <= 1:
+            raise LanguageModelError(f"expected a weight of the recurrent language model from 0 to 1, found {weight!r}")
+        tree = _grow(texts)
+        ids = np.array([self.word_ids.get(word, UNKNOWN_ID) for word in tree.words])
+        ngram = _ngram_log_probs(tree, lm)
+        with np.errstate(divide="ignore"):  # of a weight of 0 or 1
+            mixed = np.logaddexp(np.log(weight) + self._log_probs(tree, ids), np.log1p(-weight) + ngram)
+        totals = np.stack([np.where(ids[tree.word] == UNKNOWN_ID, ngram, mixed), ngram])  # (2, N)
+        totals[:, 0] = 0
+        for level in tree.levels:
+            totals[:, level] += totals[:, tree.parent[level]]
+        mixed_totals, ngram_totals = totals[:, tree.ends]
+        return mixed_totals, ngram_totals
+
+    def _log_probs(self, tree: _Tree, ids: np.ndarray) -> np.ndarray:
+        """Return ln p of each node's word after its parent: (N,). ids: of the tree's words here."""
+        embedded = self.embedding[ids]
+        inputs = embedded @ self.input_weight.T + self.input_bias  # (U, 3 H)
+        states = np.zeros((len(tree.word), self.projection.shape[1]), np.float32)
+        states[:1] = self._step(inputs[:1], states[:1])
+        for level in tree.levels:
+            nodes = level[tree.word[level] != len(ids) - 1]  # nothing follows an end
+            states[nodes] = self._step(inputs[tree.word[nodes]], states[tree.parent[nodes]])
+        expected = states @ self.projection.T + self.projection_bias  # (N, E)
+        scores: np.ndarray = np.einsum("ne,ne->n", expected[tree.parent], embedded[tree.word]) + self.bias[ids[tree.word]]
+        return scores
+
+    def _step(self, inputs: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Return the states (B, H) after words, given their weighted inputs (B, 3 H) and the states before."""
+        size = states.shape[1]
+        recurrent = states @ self.recurrent_weight.T + self.recurrent_bias
+        gates = 0.5 + 0.5 * np.tanh(0.5 * (inputs[:, : 2 * size] + recurrent[:, : 2 * size]))  # the logistic function, never overflowing
+        new = np.tanh(inputs[:, 2 * size :] + gates[:, :size] * recurrent[:, 2 * size :])
+        after: np.ndarray = new + gates[:, size:] * (states - new)
+        return after
+
+
+class _Tree(NamedTuple):
+    """What texts begin with, each beginning once: N nodes, first the empty beginning, then those of one word, of two and so on."""
+
+    words: list[str]  # <s>, the U - 2 distinct words of the texts, and </s>
+    word: np.ndarray  # (N,) the last word of each node, as an index; of the empty beginning it is <s>
+    parent: np.ndarray  # (N,) the node without its last word
+    levels: list[np.ndarray]  # the nodes of one word, of two, ...
+    ends: np.ndarray  # (num texts,) node of each text with </s>
+
+
+def _grow(texts: Sequence[str]) -> _Tree:
+    indices = {START: 0}
+    rows = [[indices.setdefault(word, len(indices)) for word in text.split()] for text in texts]
+    num_words = len(indices) + 1
+    lengths = np.array([len(row) + 1 for row in rows], np.int64)
+    table = np.full((len(rows), lengths.max(initial=0)), num_words - 1)
+    for row, found in zip(table, rows, strict=True):
+        row[: len(found)] = found
+    ends = np.zeros(len(rows), np.int64)
+    word, parent, starts = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], [1]
+    for position, column in enumerate(table.T):
+        alive = np.flatnonzero(lengths > position)
+        keys, inverse = np.unique(ends[alive] * num_words + column[alive], return_inverse=True)
+        ends[alive] = starts[-1] + inverse
+        word.append(keys % num_words)
+        parent.append(keys // num_words)
+        starts.append(starts[-1] + len(keys))
+    levels = [np.arange(start, end) for start, end in pairwise(starts)]
+    return _Tree([*indices, END], np.concatenate(word), np.concatenate(parent), levels, ends)
+
+
+def _ngram_log_probs(tree: _Tree, lm: LanguageModel) -> np.ndarray:
+    """Return ln p of each node's word after its parent: (N,)."""
+    ids = np.array([lm.word_ids.get(word, UNKNOWN_ID) for word in tree.words])
+    log_probs, states = np.zeros(len(tree.word)), np.full(len(tree.word), lm.start_state)
+    for level in tree.levels:
+        log_probs[level], states[level] = lm.score(states[tree.parent[level]], ids[tree.word[level]])
+    return log_probs
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def save(model: RecurrentLanguageModel, path: str | Path) -> None:
+    """Write `model` as safetensors: the embedding in 8 bits with a scale a word, the other matrices in 16.
+
+    Raises LanguageModelError where a number is not finite, or too large for 16 bits.
+    """
+    largest = np.abs(model.embedding).max(axis=1)
+    scale = np.where(largest > 0, largest, 1).astype(np.float32) / INT8_STEPS
+    arrays = {
+        "words": np.frombuffer("\n".join(model.words).encode(), np.uint8),
+        "embedding": np.rint(model.embedding / scale[:, None]),
+        "scale": scale,
+        **{name: getattr(model, name) for name in TYPES.keys() - {"words", "embedding", "scale"}},
+    }
+    with np.errstate(over="ignore", invalid="ignore"):
+        tensors = {name: np.ascontiguousarray(arrays[name], kind) for name, kind in TYPES.items()}
+    infinite = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if infinite:
+        raise LanguageModelError(f"{path}: not written, as {', '.join(infinite)} would have numbers that are not finite; train at a lower learning rate")
+    write_atomically(path, to_bytes(tensors, {"format": FORMAT, "version": FORMAT_VERSION}))
+
+
+def is_recurrent(path: str | Path) -> bool:
+    """Return whether a file says that it is what `save` writes."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def load(path: str | Path) -> RecurrentLanguageModel:
+    """Read what `save` wrote. Raises LanguageModelError naming what is wrong with the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise LanguageModelError(f"{path}: no such recurrent language model file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two: of kinds that numpy lacks
+        raise LanguageModelError(f"{path}: expected a recurrent language model, found a damaged file ({error})") from error
+    if metadata.get("format") != FORMAT or metadata.get("version") != FORMAT_VERSION:
+        raise LanguageModelError(
+            f"{path}: expected a language model of format {FORMAT!r} version {FORMAT_VERSION}, found {metadata};"
+            " it is another kind of file or from a newer version of this package"
+        )
+    try:
+        _check(tensors)
+        words = tuple(tensors.pop("words").tobytes().decode().split("\n"))
+        if words[:3] != (UNKNOWN, START, END) or len(words) != len(tensors["embedding"]) or len(set(words)) < len(words):
+            raise ValueError(f"{len(words)} words from {words[:3]} on for {len(tensors['embedding'])} embeddings of {UNKNOWN}, {START}, {END} and others")
+    except (KeyError, ValueError, IndexError) as error:
+        raise LanguageModelError(f"{path}: expected a recurrent language model, found arrays that do not fit ({error})") from error
+    arrays = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    arrays["embedding"] *= arrays.pop("scale")[:, None]
+    return RecurrentLanguageModel(words, **arrays)
+
+
+def _check(tensors: dict[str, np.ndarray]) -> None:
+    """Raise KeyError, IndexError or ValueError where a file's arrays do not make a model."""
+    (size, width), hidden = tensors["embedding"].shape, tensors["projection"].shape[1]
+    shapes = {
+        "words": tensors["words"].shape, "embedding": (size, width), "scale": (size,), "bias": (size,), "input_weight": (3 * hidden, width),
+        "recurrent_weight": (3 * hidden, hidden), "input_bias": (3 * hidden,), "recurrent_bias": (3 * hidden,), "projection": (width, hidden),
+        "projection_bias": (width,),
+    }  # fmt: skip
+    if tensors.keys() != shapes.keys():
+        raise ValueError(f"missing or unknown {', '.join(sorted(tensors.keys() ^ shapes.keys()))}")
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name] or tensor.dtype != TYPES[name]:
+            raise ValueError(f"{name}: {tensor.dtype} {tensor.shape} instead of {np.dtype(TYPES[name])} {shapes[name]}")
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{name}: numbers that are not finite")

@@ -638,21 +638,24 @@ def lm_score(model: str, texts: tuple[str, ...]) -> None:
 @click.argument("manifests", nargs=-1, required=True, metavar="MANIFEST...")
 @click.option("--model", default="english", metavar="MODEL", help="Model folder with a language model; the best settings are written into it.")
 @click.option("--lm", "lm_path", type=click.Path(dir_okay=False), help="First put this language model into the model folder.")
+@click.option("--rnnlm", "rnnlm_path", type=click.Path(dir_okay=False), help="And this one, by `asr lm train-recurrent`; its weight is tuned too.")
 @click.option("--trials", type=click.IntRange(1), default=60, help="Settings to try: half drawn at random, half near the best of these.")
 @click.option("--beam-size", type=click.IntRange(1, 10_000), default=100, help="Prefixes kept.")
 @click.option("--seed", type=click.IntRange(0), default=0)
-def lm_tune(manifests: tuple[str, ...], model: str, lm_path: str | None, trials: int, beam_size: int, seed: int) -> None:
+def lm_tune(manifests: tuple[str, ...], model: str, lm_path: str | None, rnnlm_path: str | None, trials: int, beam_size: int, seed: int) -> None:
     """Find the decoder's weights for a model by random search on dev MANIFESTs; print every trial, best last."""
-    from asr.checkpoint import LM_NAME, find_model, save_decoder_settings
-    from asr.lm import load, save
+    from asr import lm, rnnlm
+    from asr.checkpoint import LM_NAME, RNNLM_NAME, find_model, save_decoder_settings
     from asr.tune import tune
 
     if lm_path:
-        save(load(lm_path), find_model(model) / LM_NAME)
+        lm.save(lm.load(lm_path), find_model(model) / LM_NAME)
+    if rnnlm_path:
+        rnnlm.save(rnnlm.load(rnnlm_path), find_model(model) / RNNLM_NAME)
     tuning = tune(model, manifests, num_trials=trials, beam_size=beam_size, seed=seed)
     for trial in tuning.trials:
         config = trial.config
-        click.echo(f"WER {100 * trial.wer:.2f} %\t{config.method}\talpha {config.alpha:.3f}\tbeta {config.beta:.3f}\tunknown penalty {config.unknown_penalty:.2f}")
+        click.echo(f"WER {100 * trial.wer:.2f} %\t{config.method}\talpha {config.alpha:.3f}\tbeta {config.beta:.3f}\tunknown penalty {config.unknown_penalty:.2f}\trecurrent {config.rescore_weight:.2f}")
     click.echo(f"expected calibration error of the words' confidence\t{tuning.calibration_error:.3f}")
     save_decoder_settings(model, tuning.settings)
 

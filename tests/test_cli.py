@@ -288,3 +288,19 @@ def test_a_language_model_is_trained_on_manifests_too_each_text_once(tmp_path: P
     assert set(found.words) == set(expected.words) and found.num_ngrams == expected.num_ngrams
     done = _run("lm", "score", tmp_path / "m.lm", texts[1])
     assert "words 5\tunknown 0\tsentences 2" in done.output
+
+
+def test_language_models_are_put_into_a_model_folder_and_tuned(tmp_path: Path, model: Path, manifest: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("word a\nword b\n")
+    assert _run("lm", "train", text, "--out", tmp_path / "m.lm", "--order", 2).exit_code == 0
+    assert _run("lm", "train-recurrent", text, "--out", tmp_path / "m.rnnlm", "--hidden", 4, "--embedding", 2).exit_code == 0
+    done = _run("lm", "tune", manifest, "--model", model, "--lm", tmp_path / "m.lm", "--rnnlm", tmp_path / "m.rnnlm", "--trials", 2, "--beam-size", 4)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("recurrent") == 3 and "recurrent 0.00" in done.output  # greedy decoding's
+    settings = json.loads((model / "decoder.json").read_text())
+    transcriber = Transcriber(model)
+    assert transcriber.decoder.rescore_weight == settings["rescore_weight"]
+    assert (transcriber.rescorer is not None) == (settings["rescore_weight"] > 0)
+    done = _run("lm", "tune", manifest, "--model", model, "--rnnlm", tmp_path / "m.lm", "--trials", 1)
+    assert done.exit_code == 1 and "m.lm" in done.output and "recurrent" in done.output

@@ -62,6 +62,29 @@ def recur(cell: int, inputs: Any, recurrent: Any, bias: Any, starts: Any, length
     return 0
 
 
+def recur_tree(starts: Any, nodes: Any, parents: Any, words: Any, inputs: Any, recurrent: Any, bias: Any, rows: Any, sums: Any, states: Any) -> int:
+    """Fill in the states (N, H) of a GRU after each of `nodes`, from those of its parent; the root's is its own parent's, and given.
+
+    nodes[starts[l]] to nodes[starts[l + 1] - 1] are on level l, no more than sums has rows. inputs (U, 3 H): U x + b of each word; words, parents
+    (N,). recurrent (H, 3 H), bias (3 H,): V and what is added to V h. rows (R H,), sums (R, 3 H): memory.
+    """
+    size = len(recurrent)
+    for level in range(len(starts) - 1):
+        first, num = starts[level], starts[level + 1] - starts[level]
+        for i in range(num):
+            before, h = states[parents[nodes[first + i]]], rows[i * size : (i + 1) * size]
+            for j in range(size):
+                h[j] = before[j]
+        product(rows, size, recurrent, bias, sums[:num])
+        for i in range(num):
+            node = nodes[first + i]
+            h, state = rows[i * size : (i + 1) * size], states[node]
+            update(GRU, inputs[words[node]], sums[i], h, h)
+            for j in range(size):
+                state[j] = h[j]
+    return 0
+
+
 def add_products(a: Any, start: int, stride: int, weights: Any, out: Any, first: int, num: int) -> None:
     """Add rows of a @ weights (K, W) to `num` rows of `out`, at most 4, from `first` on; the first of a's begins at `start`.
 

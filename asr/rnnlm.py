@@ -5,9 +5,9 @@ Knows words and numbers; nothing of audio, acoustic tokens, decoding or torch. A
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from asr import layers, native, search
 from asr.lm import END, START, UNKNOWN, UNKNOWN_ID, LanguageModel, LanguageModelError
 from asr.storage import write_atomically
 
@@ -52,6 +53,11 @@ class RecurrentLanguageModel:
     def word_ids(self) -> dict[str, int]:
         return {word: index for index, word in enumerate(self.words)}
 
+    @cached_property
+    def _transposed(self) -> list[np.ndarray]:
+        """The weights of input, state and projection as asr/layers.py multiplies by them."""
+        return [np.ascontiguousarray(weights.T) for weights in (self.input_weight, self.recurrent_weight, self.projection)]
+
     def interpolate(self, texts: Sequence[str], lm: LanguageModel, weight: float) -> tuple[np.ndarray, np.ndarray]:
         """Return ln p of each text, its end included, by the mixture of both models and by the n-gram model alone: (num texts,) each.
 
@@ -76,24 +82,18 @@ class RecurrentLanguageModel:
     def _log_probs(self, tree: _Tree, ids: np.ndarray) -> np.ndarray:
         """Return ln p of each node's word after its parent: (N,). ids: of the tree's words here."""
         embedded = self.embedding[ids]
-        inputs = embedded @ self.input_weight.T + self.input_bias  # (U, 3 H)
-        states = np.zeros((len(tree.word), self.projection.shape[1]), np.float32)
-        states[:1] = self._step(inputs[:1], states[:1])
-        for level in tree.levels:
-            nodes = level[tree.word[level] != len(ids) - 1]  # nothing follows an end
-            states[nodes] = self._step(inputs[tree.word[nodes]], states[tree.parent[nodes]])
-        expected = states @ self.projection.T + self.projection_bias  # (N, E)
+        input_weight, recurrent_weight, projection = self._transposed
+        inputs = _product(embedded, input_weight, self.input_bias)  # (U, 3 H)
+        levels = [np.zeros(1, np.int64), *(level[tree.word[level] != len(ids) - 1] for level in tree.levels)]  # nothing follows an end
+        starts, widest = np.cumsum([0, *map(len, levels)]), max(map(len, levels))
+        size = len(recurrent_weight)
+        states = np.zeros((len(tree.word), size), np.float32)
+        rows, sums = np.empty(widest * size, np.float32), np.empty((widest, 3 * size), np.float32)
+        weights = inputs, recurrent_weight, self.recurrent_bias
+        _compiled_tree()(starts, np.concatenate(levels), tree.parent, tree.word, *weights, rows, sums, states)
+        expected = _product(states, projection, self.projection_bias)  # (N, E)
         scores: np.ndarray = np.einsum("ne,ne->n", expected[tree.parent], embedded[tree.word]) + self.bias[ids[tree.word]]
         return scores
-
-    def _step(self, inputs: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """Return the states (B, H) after words, given their weighted inputs (B, 3 H) and the states before."""
-        size = states.shape[1]
-        recurrent = states @ self.recurrent_weight.T + self.recurrent_bias
-        gates = 0.5 + 0.5 * np.tanh(0.5 * (inputs[:, : 2 * size] + recurrent[:, : 2 * size]))  # the logistic function, never overflowing
-        new = np.tanh(inputs[:, 2 * size :] + gates[:, :size] * recurrent[:, 2 * size :])
-        after: np.ndarray = new + gates[:, size:] * (states - new)
-        return after
 
 
 class _Tree(NamedTuple):
@@ -130,10 +130,46 @@ def _grow(texts: Sequence[str]) -> _Tree:
 def _ngram_log_probs(tree: _Tree, lm: LanguageModel) -> np.ndarray:
     """Return ln p of each node's word after its parent: (N,)."""
     ids = np.array([lm.word_ids.get(word, UNKNOWN_ID) for word in tree.words])
-    log_probs, states = np.zeros(len(tree.word)), np.full(len(tree.word), lm.start_state)
-    for level in tree.levels:
-        log_probs[level], states[level] = lm.score(states[tree.parent[level]], ids[tree.word[level]])
+    log_probs, states = np.zeros(len(tree.word)), np.zeros(len(tree.word), np.int64)
+    ngrams = _Ngrams(lm.first_child, lm.word, lm.log_prob, lm.backoff, lm.suffix)
+    _compiled_scores()(ngrams, tree.parent, ids[tree.word], log_probs, states)
     return log_probs
+
+
+class _Ngrams(NamedTuple):
+    """The fields of asr.search.Scorer that score words."""
+
+    lm_first_child: np.ndarray
+    lm_word: np.ndarray
+    lm_log_prob: np.ndarray
+    lm_backoff: np.ndarray
+    lm_suffix: np.ndarray
+
+
+def _product(a: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return a @ weights + bias on one thread; numpy's product would wake the others, which other texts need."""
+    out = np.empty((len(a), len(bias)), np.float32)
+    _compiled_product()(a.ravel(), a.shape[1], weights, bias, out)
+    return out
+
+
+@cache
+def _compiled_product() -> Callable[..., int]:
+    numbers, matrix = np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
+    return native.load(layers, "product", (numbers, 1, matrix, numbers, matrix), fused=True)
+
+
+@cache
+def _compiled_tree() -> Callable[..., int]:
+    integers, numbers, matrix = np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
+    example = (integers, integers, integers, integers, matrix, matrix, numbers, numbers, matrix, matrix)
+    return native.load(layers, "recur_tree", example, fused=True)
+
+
+@cache
+def _compiled_scores() -> Callable[..., int]:
+    integers, numbers, indices = np.zeros(1, np.int32), np.zeros(1, np.float32), np.zeros(1, np.int64)
+    return native.load(search, "score_tree", (_Ngrams(integers, integers, numbers, numbers, integers), indices, indices, np.zeros(1), indices))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

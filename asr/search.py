@@ -561,6 +561,17 @@ def _score_word(scorer: Scorer, state: int, word: int) -> tuple[float, int]:
     return log_prob, node
 
 
+def score_tree(ngrams: Any, parents: Any, words: Any, log_probs: Any, states: Any) -> int:
+    """Fill in ln p of each node's word after its parent (N,), and the model's state after it; the root, node 0, is the beginning of a text.
+
+    ngrams: has the lm_ fields of Scorer; words: ids of the model.
+    """
+    states[0] = START_STATE
+    for node in range(1, len(parents)):
+        log_probs[node], states[node] = _score_word(ngrams, states[parents[node]], words[node])
+    return 0
+
+
 def _child(first_child: Any, labels: Any, node: int, label: int) -> int:
     """Return the child of a trie's node with that label, NONE if there is none."""
     if node == NONE or node + 1 >= len(first_child):

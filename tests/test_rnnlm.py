@@ -91,12 +91,9 @@ def test_unknown_words_count_as_the_ngram_model_has_them_and_the_state_goes_on()
         assert model.interpolate([text], ngram(), 1)[0][0] == pytest.approx(log_prob + end, rel=1e-5)
 
 
-def test_a_common_beginning_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sizes = random_model(), []
-    step = RecurrentLanguageModel._step
-    monkeypatch.setattr(RecurrentLanguageModel, "_step", lambda self, inputs, states: sizes.append(len(inputs)) or step(self, inputs, states))
-    model.interpolate(["the cat sat", "the cat ran", "the dog ran", "the cat sat"], ngram(), 0.5)
-    assert [size for size in sizes if size] == [1, 1, 2, 3]
+def test_a_common_beginning_is_computed_once() -> None:
+    tree = rnnlm._grow(["the cat sat", "the cat ran", "the dog ran", "the cat sat"])
+    assert [len(level) for level in tree.levels] == [1, 2, 3, 3] and tree.ends[0] == tree.ends[3]
 
 
 def test_no_texts_have_no_probabilities() -> None:

@@ -161,7 +161,8 @@ def train(sentences: Iterable[str], config: RnnlmConfig, out: str | Path, *, res
     if not resume and any(states.glob("state-*.pt")):
         raise LanguageModelError(f"{states}: holds the states of a training already; resume it, or delete the folder")
     state = load_training_state(states) if resume else None
-    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
     words, stream = read_words(sentences, config.vocabulary_size)
     training = _start(config, states, words, stream)
     if state:

@@ -170,7 +170,7 @@ def test_a_model_that_names_a_shipped_one_searches_with_its_language_model_and_l
     assert live.part("lm.safetensors") == english.path / "lm.safetensors" and live.part("decoder.json").parent == live.path
     assert not (live.path / "lm.safetensors").exists()
     copy_decoder(live, tmp_path / "copy")  # as a run that starts from it does
-    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"decoder.json", "lm.safetensors", "lexicon.txt", "g2p.safetensors"}
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"decoder.json", "lm.safetensors", "rnnlm.safetensors", "lexicon.txt", "g2p.safetensors"}
     elsewhere = dataclasses.replace(live, info={"decoder_of": "../english"})
     assert elsewhere.part("lm.safetensors").parent == live.path  # a name, never a path
 

@@ -28,6 +28,7 @@ from asr.rnnlm import save as save_rnnlm
 from asr.transcribe import Transcriber, folder_lexicon, folder_lm, folder_rescorer
 from asr.tune import tune
 
+LEARNERS = "| speechocean762, SpeechOcean and Xiaomi: its adults | free for commercial and other use |\n"  # english-live has not heard them
 CARD = """# {name}
 
 Writes down English speech: lower-case words, no punctuation, numbers spelled out. A stacked {directions} GRU with {layers} layers of {hidden} units a
@@ -66,8 +67,7 @@ modern prose (`recipes/english/text.py`), and the texts of the training speech.
 | kathleen, Rhasspy | CC0 |
 | Asterisk core sounds, Allison Smith | CC BY-SA 3.0 |
 | AN4, Carnegie Mellon University: its training part | BSD-like |
-| speechocean762, SpeechOcean and Xiaomi: its adults | free for commercial and other use |
-| CMUdict, Carnegie Mellon University: pronunciations, and what other words sound like after a model of it | BSD-like |
+{learners}| CMUdict, Carnegie Mellon University: pronunciations, and what other words sound like after a model of it | BSD-like |
 | background noises of Google Speech Commands, mixed in | CC BY 4.0 |
 | for the language model: WordNet 3.0, Princeton University: definitions and examples | WordNet licence |
 | the same: Presidents' addresses on the State of the Union | CC0 |
@@ -165,6 +165,7 @@ def make_card(model: Path, tables: Mapping[str, str], calibration_error: float) 
         machine=f"{os.cpu_count()} {platform.machine()} cores",
         lm=f"A word {lm.order}-gram of {sum(lm.num_ngrams):,} n-grams and {len(lm.words):,} words",
         rnnlm=rnnlm,
+        learners=LEARNERS if bidirectional else "",
         calibration=calibration_error,
         **tables,
     )

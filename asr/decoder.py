@@ -301,13 +301,17 @@ def _best_ways(work: search.Work, results: np.ndarray, words: np.ndarray, num_fr
     """Yield the best ways of NUM_RESCORED texts, those too that the search gave up for others with the same future; their `lm` is not their own."""
     heap, paths = np.empty(HEAP_SIZE, search.PATH), np.empty(NUM_PATHS, search.PATH)
     paths = paths[: _compiled_best_paths()(work.prefixes, work.alternatives, results, words, NUM_RESCORED, heap, paths)]
-    known: dict[int, list[int]] = {}
+    known: dict[int, list[int]] = {NONE: []}
 
     def nodes(number: int) -> list[int]:
-        if number not in known:
-            base, branch, prefix = (int(paths[name][number]) for name in ("base", "branch", "prefix"))
-            after = nodes(base) if base != NONE else []
-            known[number] = after[: after.index(branch) if after else 0] + _nodes(work.prefixes, prefix)
+        lacking, base = [], number
+        while base not in known:
+            lacking.append(base)
+            base = int(paths["base"][base])
+        for path in reversed(lacking):
+            base, branch, prefix = (int(paths[name][path]) for name in ("base", "branch", "prefix"))
+            after = known[base]
+            known[path] = after[: after.index(branch) if after else 0] + _nodes(work.prefixes, prefix)
         return known[number]
 
     for number in np.flatnonzero(paths["is_new"]).tolist():

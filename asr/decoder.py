@@ -191,7 +191,7 @@ def beam_search(
     def text_of(way: _Way) -> str:
         return _text(way.tokens, vocabulary) if lexicon is None else " ".join(lexicon.words[rows[entry]] for entry in way.entries)
 
-    if rescore_weight <= 0:
+    if lm is None or rescore_weight <= 0:
         rescorer = None
     pruning = search.Pruning(
         beam_size=int(beam_size),
@@ -315,10 +315,10 @@ def _best_ways(work: search.Work, results: np.ndarray, words: np.ndarray, num_fr
         return known[number]
 
     for number in np.flatnonzero(paths["is_new"]).tolist():
-        path = paths[number]
-        if num_frames < len(nodes(number)) or len(set(nodes(number))) < len(nodes(number)):  # it goes round and round
+        path, found = paths[number], nodes(number)
+        if num_frames < len(found) or len(set(found)) < len(found):  # it goes round and round
             continue
-        yield _make_way(work.prefixes, nodes(number), results[path["result"]], score=float(path["score"]), acoustic=float(path["acoustic"]))
+        yield _make_way(work.prefixes, found, results[path["result"]], score=float(path["score"]), acoustic=float(path["acoustic"]))
 
 
 @cache
@@ -330,11 +330,11 @@ def _compiled_best_paths() -> Callable[..., int]:
     return native.load(search, "best_paths", (memory.prefixes, memory.alternatives, np.empty(1, search.RESULT), np.empty(0, np.int32), 0, paths, paths))
 
 
-def _rescored(ways: Iterable[_Way], texts_of: Callable[[_Way], str], lm: LanguageModel, rescorer: RecurrentLanguageModel, *, alpha: float, weight: float) -> list[_Way]:
+def _rescored(ways: Iterable[_Way], text_of: Callable[[_Way], str], lm: LanguageModel, rescorer: RecurrentLanguageModel, *, alpha: float, weight: float) -> list[_Way]:
     """Return the ways, of those with the same text the first, ranked anew: the best first by both language models together."""
     by_text: dict[str, _Way] = {}
     for way in ways:
-        by_text.setdefault(texts_of(way), way)
+        by_text.setdefault(text_of(way), way)
     both, first = rescorer.interpolate(list(by_text), lm, weight)
     ranked = [
         way._replace(score=way.score + alpha * (new - old), lm=new)

@@ -16,7 +16,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from asr import layers, native, search
 from asr.lm import END, START, UNKNOWN, UNKNOWN_ID, LanguageModel, LanguageModelError
 from asr.storage import write_atomically
 
@@ -155,12 +154,16 @@ def _product(a: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray
 
 @cache
 def _compiled_product() -> Callable[..., int]:
+    from asr import layers, native  # not for who only loads a model
+
     numbers, matrix = np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
     return native.load(layers, "product", (numbers, 1, matrix, numbers, matrix), fused=True)
 
 
 @cache
 def _compiled_tree() -> Callable[..., int]:
+    from asr import layers, native
+
     integers, numbers, matrix = np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
     example = (integers, integers, integers, integers, matrix, matrix, numbers, numbers, matrix, matrix)
     return native.load(layers, "recur_tree", example, fused=True)
@@ -168,6 +171,8 @@ def _compiled_tree() -> Callable[..., int]:
 
 @cache
 def _compiled_scores() -> Callable[..., int]:
+    from asr import native, search
+
     integers, numbers, indices = np.zeros(1, np.int32), np.zeros(1, np.float32), np.zeros(1, np.int64)
     return native.load(search, "score_tree", (_Ngrams(integers, integers, numbers, numbers, integers), indices, indices, np.zeros(1), indices))
 

@@ -45,8 +45,8 @@ class RnnlmConfig:
 
     vocabulary_size: so many of the most frequent words are known, the others are <unk>. passes: over the text, also less than one.
     batch_words: words a step, padding counted. num_samples: words that each word is told from, the same for the whole step.
-    learning_rate: the peak, after WARMUP_STEPS; then it falls in a straight line, to zero at the end. num_threads: 0 for as many as
-    there are cores. save_minutes: between states.
+    learning_rate: the peak, after WARMUP_STEPS; then it falls in a straight line, to zero at the end. num_threads: 0 for torch's
+    own choice. save_minutes: between states.
     """
 
     vocabulary_size: int = 30_000

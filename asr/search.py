@@ -124,7 +124,7 @@ class Pruning(NamedTuple):
     token_threshold: float  # tokens with a smaller log-probability
     blank_threshold: float  # every token beside a blank with a greater log-probability
     recombine: bool  # prefixes worse than another whose future is the same: enough for the best, not for the next best
-    most_loss: float  # of recombined prefixes those that score at most so much less are remembered as alternatives
+    most_loss: float  # of recombined prefixes those that score at most so much less are remembered as alternatives; negative: none
 
 
 class Work(NamedTuple):
@@ -164,7 +164,7 @@ def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results
             if pruning.recombine:
                 _recombine(work, count, t)
             size, num_prefixes = _keep_best(pruning, work, size, count, num_prefixes)
-            if pruning.recombine and pruning.most_loss >= 0.0:
+            if pruning.most_loss >= 0.0:
                 num_prefixes, num_alternatives = _remember(pruning, work, count, num_prefixes, num_alternatives)
     count = 0
     for s in range(size):

@@ -146,8 +146,7 @@ def score(model: Path, manifests: Sequence[Path], decoder: DecoderConfig | None)
 def make_card(model: Path, tables: Mapping[str, str], calibration_error: float) -> str:
     folder = load_model_folder(model)
     lm, lexicon, rescorer = folder_lm(folder), folder_lexicon(folder), folder_rescorer(folder)
-    is_rescored = rescorer is not None and folder.decoder.get("rescore_weight", 0.0) > 0
-    rnnlm = f", and a GRU of {len(rescorer.words):,} words that ranks the best texts anew, by `asr lm train-recurrent`, both" if rescorer and is_rescored else ""
+    rnnlm = f", and a GRU of {len(rescorer.words):,} words that ranks the best texts anew, by `asr lm train-recurrent`, both" if rescorer and folder.decoder.get("rescore_weight") else ""
     assert lm is not None, "tune found it"
     bidirectional = folder.network["bidirectional"]
     return CARD.format(

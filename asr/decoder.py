@@ -6,6 +6,7 @@ Knows arrays and a vocabulary; nothing of audio, networks or files. Token 0 is t
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -24,6 +25,7 @@ from asr.text import BLANK, BLANK_ID, Vocabulary
 NUM_RESCORED = 30  # texts that a recurrent language model ranks anew,
 NUM_PATHS = 1000  # found among so many readings, of which most are the same text,
 MOST_LOSS = 8.0  # made of parts that score at most so much less than those the search went on with
+_BUILDING = threading.Lock()  # threads that decode their first segments at once would each build the lexicon's trie
 HEAP_SIZE = 1 << 14  # readings that wait for their turn
 NUM_RESERVED = 3  # <unk>, <s> and </s> come first among a language model's words
 
@@ -396,7 +398,8 @@ def _make_scorer(
     unknown_penalty: float,
 ) -> tuple[search.Scorer, np.ndarray]:
     """Return the scorer and, of each of its entries, which of the lexicon's words it is. is_heard: the hotwords sound as the lexicon says."""
-    *trie, rows = _lexicon_trie(vocabulary, lm, lexicon, float(alpha), float(unknown_penalty))
+    with _BUILDING:
+        *trie, rows = _lexicon_trie(vocabulary, lm, lexicon, float(alpha), float(unknown_penalty))
     lm = _words(vocabulary, lm, lexicon).lm
     losses = np.zeros(len(rows))
     if lexicon is not None and is_heard and hotwords:

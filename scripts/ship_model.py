@@ -28,7 +28,9 @@ from asr.rnnlm import save as save_rnnlm
 from asr.transcribe import Transcriber, folder_lexicon, folder_lm, folder_rescorer
 from asr.tune import tune
 
-LEARNERS = "| speechocean762, SpeechOcean and Xiaomi: its adults | free for commercial and other use |\n"  # english-live has not heard them
+LATER = """| speechocean762, SpeechOcean and Xiaomi: its adults | free for commercial and other use |
+| speech of the games Beneath a Steel Sky, Revolution Software, Flight of the Amazon Queen, John Passfield and Steven Stamatiadis, and Drascula, Alcachofa Soft | free to change and to pass on at cost |
+"""  # english-live has not heard these
 CARD = """# {name}
 
 Writes down English speech: lower-case words, no punctuation, numbers spelled out. A stacked {directions} GRU with {layers} layers of {hidden} units a
@@ -67,7 +69,7 @@ modern prose (`recipes/english/text.py`), and the texts of the training speech.
 | kathleen, Rhasspy | CC0 |
 | Asterisk core sounds, Allison Smith | CC BY-SA 3.0 |
 | AN4, Carnegie Mellon University: its training part | BSD-like |
-{learners}| CMUdict, Carnegie Mellon University: pronunciations, and what other words sound like after a model of it | BSD-like |
+{later}| CMUdict, Carnegie Mellon University: pronunciations, and what other words sound like after a model of it | BSD-like |
 | background noises of Google Speech Commands, mixed in | CC BY 4.0 |
 | for the language model: WordNet 3.0, Princeton University: definitions and examples | WordNet licence |
 | the same: Presidents' addresses on the State of the Union | CC0 |
@@ -164,7 +166,7 @@ def make_card(model: Path, tables: Mapping[str, str], calibration_error: float) 
         machine=f"{os.cpu_count()} {platform.machine()} cores",
         lm=f"A word {lm.order}-gram of {sum(lm.num_ngrams):,} n-grams and {len(lm.words):,} words",
         rnnlm=rnnlm,
-        learners=LEARNERS if bidirectional else "",
+        later=LATER if bidirectional else "",
         calibration=calibration_error,
         **tables,
     )

@@ -19,6 +19,7 @@ from asr.transcribe import Transcriber
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpora", type=Path, required=True, help="folder of the packs, NAME.tar and NAME.jsonl each")
+    parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="MANIFEST", help="more speech to train on, such as that of recipes/games")
     parser.add_argument("--data", type=Path, default=Path("data/packs"), help="where audio is unpacked to (default: %(default)s)")
     parser.add_argument("--lexicon", type=Path, default=Path("runs/lexicon.txt"), help="written by lexicon.py (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/english"), help="run folder (default: %(default)s)")
@@ -43,7 +44,7 @@ def main() -> None:
             cut_manifest(whole, train_manifest, Transcriber(arguments.cut_with, decoder=DecoderConfig()), longest_s=6.0)
     sounds = read_lexicon(arguments.lexicon).sounds.tokens
     config = TrainConfig(
-        train_manifests=(str(train_manifest),),
+        train_manifests=(str(train_manifest), *map(str, arguments.also)),
         dev_manifests=tuple(map(str, dev_manifests)),
         noise_dir=str(arguments.data / "noise"),
         init=arguments.init,

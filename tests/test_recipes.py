@@ -93,6 +93,7 @@ def write_librispeech(directory: Path) -> None:
 def run_recipe(script: Path, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a recipe's script as a command, in this process."""
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    monkeypatch.syspath_prepend(str(script.parent))
     runpy.run_path(str(script), run_name="__main__")
 
 

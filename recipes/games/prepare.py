@@ -10,9 +10,9 @@ import argparse
 import re
 from pathlib import Path
 
-from drascula import read_drascula
-from queen import read_queen
-from sky import read_sky
+from formats.drascula import read_drascula
+from formats.queen import read_queen
+from formats.sky import read_sky
 
 from asr.audio import SAMPLE_RATE, as_waveform, write_wav
 from asr.checkpoint import load_model_folder

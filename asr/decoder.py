@@ -25,9 +25,9 @@ from asr.text import BLANK, BLANK_ID, Vocabulary
 NUM_RESCORED = 30  # texts that a recurrent language model ranks anew,
 NUM_PATHS = 1000  # found among so many readings, of which most are the same text,
 MOST_LOSS = 8.0  # made of parts that score at most so much less than those the search went on with
-_BUILDING = threading.Lock()  # threads that decode their first segments at once would each build the lexicon's trie
 HEAP_SIZE = 1 << 14  # readings that wait for their turn
 NUM_RESERVED = 3  # <unk>, <s> and </s> come first among a language model's words
+_BUILDING = threading.Lock()  # threads that decode their first segments at once would each build the lexicon's trie
 
 
 class DecoderError(ValueError):

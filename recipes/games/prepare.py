@@ -49,7 +49,8 @@ def main() -> None:
         for key, raw, samples, rate in read(folder):
             num_lines += 1
             text = normalise(re.sub(r"\.+", " ", raw))
-            waveform = as_waveform(samples - samples.mean(), rate)
+            waveform = as_waveform(samples, rate)
+            waveform -= waveform.mean()
             duration = len(waveform) / SAMPLE_RATE
             words = text.split()
             if (

@@ -53,7 +53,7 @@ def _read_options(path: Path) -> dict[str, str]:
 
 
 def read_drascula(folder: Path) -> Iterator[tuple[str, str, np.ndarray, int]]:
-    """Yield (id, text, samples in [-1, 1], sample rate in Hz) of every line that is spoken. Some texts put what is said in other words."""
+    """Yield (id, text, 8-bit samples, sample rate in Hz) of every line that is spoken. Some texts put what is said in other words."""
     texts = _read_texts((folder / "drascula.dat").read_bytes())
     for path in sorted(folder.glob("OP_*.CAL")):
         texts |= {name: text for name, text in _read_options(path).items() if name in AS_OPTION}
@@ -64,5 +64,4 @@ def read_drascula(folder: Path) -> Iterator[tuple[str, str, np.ndarray, int]]:
         data = path.read_bytes()[MARGIN:-MARGIN]
         if name == "3":  # a long silence at both ends, see the engine's playFile
             data = data[73927:-26338]
-        samples = (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
-        yield f"drascula-{name}", text, samples, RATE
+        yield f"drascula-{name}", text, np.frombuffer(data, np.uint8), RATE

@@ -26,14 +26,14 @@ TREE = (
 
 
 def read_sky(folder: Path) -> Iterator[tuple[str, str, np.ndarray, int]]:
-    """Yield (id, text, samples in [-1, 1], sample rate in Hz) of every English line that is spoken; `folder` has sky.dsk and sky.dnr."""
+    """Yield (id, text, 8-bit samples, sample rate in Hz) of every English line that is spoken; `folder` has sky.dsk and sky.dnr."""
     load = _open_disk(folder)
     for section, first in enumerate(FIRST_SPEECH):
         for number, text in enumerate(_read_texts(load(TEXT_FILE + section))):
             speech = load(SPEECH_FILE + first + number)
-            samples = (np.frombuffer(speech, np.uint8)[HEADER:-1].astype(np.float32) - 128) / 128
+            samples = np.frombuffer(speech, np.uint8)[HEADER:-1]
             key = section << 12 | number
-            if text.strip() and len(samples) > RATE // 10 and samples.std() > 0.002 and key not in WRONG:
+            if text.strip() and len(samples) > RATE // 10 and samples.std() > 0.256 and key not in WRONG:
                 yield f"sky-{key:05}", text, samples, RATE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import json
 import multiprocessing
@@ -31,6 +32,7 @@ from asr.transcript import Segment, Transcript
 MANIFEST_SUFFIXES = (".jsonl", ".json")
 MAX_TASKS_AT_ONCE = 32  # given to a process together, so that short recordings are recognised together
 
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 REPORT_S = 0.5  # from one report of progress to the next, of several processes
 
 Progress = Callable[[float], None]  # is told how many more seconds of audio are done
@@ -214,6 +216,7 @@ def run(
     """
     progress = progress or (lambda seconds: None)
     if jobs == 1:
+        _keep_memory()
         yield from _do(load(), tasks, output, progress)
         return
     if any(task.path == "-" for task in tasks):
@@ -240,6 +243,14 @@ def run(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _keep_memory() -> None:
+    """Let glibc keep the large blocks that recognition frees and asks for again, in one heap, instead of having the system clear new pages for each."""
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 1 << 28), (M_ARENA_MAX, 1)):
+            mallopt(option, value)
 
 
 def _do(transcriber: Transcriber, tasks: Sequence[Task], output: Output | None, progress: Progress) -> Iterator[Outcome]:
@@ -284,6 +295,7 @@ def _read_stdin() -> Iterator[np.ndarray]:
 def _start_process(load: Callable[[], Transcriber], output: Output | None, seconds: Any, stop: Any) -> None:
     """Prepare a process of `run`, which Ctrl-C reaches as `stop`, between two segments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _keep_memory()
 
     def progress(segment_s: float) -> None:
         with seconds.get_lock():

@@ -43,8 +43,8 @@ from asr.text import Vocabulary, normalise
 from asr.transcript import Segment, Transcript, Word
 from asr.vad import Vad, mark_silence
 
-MAX_PIECE_S = 30.0  # longest piece recognised at once
-MIN_PIECE_S = 10.0  # a cut is looked for from here on
+MAX_PIECE_S = 20.0  # longest piece recognised at once
+MIN_PIECE_S = 8.0  # a cut is looked for from here on
 BATCH_S = 120.0  # seconds of audio encoded at once, padding counted
 GROUP_S = 480.0  # seconds of audio from which batches are put together
 LOUDNESS_WINDOW_S = 0.2  # a cut goes through the middle of the quietest window this long

@@ -85,7 +85,7 @@ def test_greedy_decoding_spells(pronouncing: Path) -> None:
     assert set(Transcriber(pronouncing, decoder=DecoderConfig()).transcribe(EXAMPLE).text.split()) - {"cat", "it", "mat", "matt", "sat"}
 
 
-@pytest.mark.parametrize("seconds", [0.01, 14.0, 30.0, 30.001, 95.0])
+@pytest.mark.parametrize("seconds", [0.01, 14.0, 20.0, 20.001, 95.0])
 @pytest.mark.parametrize("block_s", [1.0, 7.3, 200.0])
 def test_pieces_put_together_are_the_whole(seconds: float, block_s: float) -> None:
     waveform = np.random.default_rng(0).standard_normal(int(seconds * SAMPLE_RATE)).astype(np.float32)
@@ -97,10 +97,10 @@ def test_pieces_put_together_are_the_whole(seconds: float, block_s: float) -> No
 
 
 def test_a_cut_goes_through_the_pause() -> None:
-    waveform = np.random.default_rng(0).standard_normal(40 * SAMPLE_RATE).astype(np.float32)
-    waveform[20 * SAMPLE_RATE : int(20.4 * SAMPLE_RATE)] = 0
+    waveform = np.random.default_rng(0).standard_normal(26 * SAMPLE_RATE).astype(np.float32)
+    waveform[13 * SAMPLE_RATE : int(13.4 * SAMPLE_RATE)] = 0
     first, _ = cut_at_pauses([waveform])
-    assert 20.0 <= len(first) / SAMPLE_RATE <= 20.4
+    assert 13.0 <= len(first) / SAMPLE_RATE <= 13.4
 
 
 def test_bytes_paths_files_and_arrays_give_the_same(transcriber: Transcriber) -> None:
@@ -139,8 +139,8 @@ def test_segments_come_one_by_one_and_together_are_the_transcript(transcriber: T
 
 
 def test_a_long_recording_has_the_words_of_its_pieces(transcriber: Transcriber) -> None:
-    speech, pause = np.tile(load_audio(EXAMPLE), 4), np.zeros(5 * SAMPLE_RATE, np.float32)
-    parts = [part for number in range(10) for part in (speech[number * 100 :], pause)]  # 4 minutes, none of the pieces the same
+    speech, pause = np.tile(load_audio(EXAMPLE), 3), np.zeros(5 * SAMPLE_RATE, np.float32)
+    parts = [part for number in range(10) for part in (speech[number * 100 :], pause)]  # 3.5 minutes, none of the pieces the same
     transcript = transcriber.transcribe(np.concatenate(parts))
     spoken = [segment for segment in transcript.segments if segment.words]
     assert len(spoken) == 10 and transcript.duration == pytest.approx(sum(map(len, parts)) / SAMPLE_RATE, abs=0.002)

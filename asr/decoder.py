@@ -485,7 +485,7 @@ def _lexicon_trie(
     as_above = np.vstack([np.zeros((1, length), bool), codes[1:] == codes[:-1]])[:num_words]
     is_new = inside & ~np.logical_and.accumulate(as_above, axis=1)
     depth, row = np.nonzero(is_new.T)  # nodes 1, 2, ... by depth, then by row: the children of one node are neighbours
-    node_at = np.cumsum(is_new.T.ravel()).reshape(length, num_words)  # (L, W)
+    node_at = np.cumsum(is_new.T.ravel(), dtype=np.int32).reshape(length, num_words)  # (L, W)
     parent = np.where(depth > 0, node_at[depth - 1, row], 0)
     first_child = 1 + np.concatenate([[0], np.cumsum(np.bincount(parent, minlength=1 + len(parent)))])
     ends = node_at[inside.sum(axis=1) - 1, np.arange(num_words)]

@@ -85,7 +85,7 @@ class TrainConfig:
     processes. optimiser: "muon" for the weights of the convolutions and the recurrent layers, with AdamW for the rest, or "adamw" for all.
     accumulation: pieces a step's batch is cut into, to save memory. learning_rate: the peak, reached after warmup_epochs, then
     falling as a cosine. clip_norm: largest norm of the gradient. ema_decay: of the running average of the weights, which is what is
-    validated and saved; 0 turns it off. anneal_dropout: from the middle of the run on dropout falls to 0 in a straight line. consistency: weight of the symmetric KL divergence between two differently masked views of an
+    validated and saved; 0 turns it off. consistency: weight of the symmetric KL divergence between two differently masked views of an
     utterance (CR-CTC, Yao et al. 2024); 0 turns it off. mmi: weight of the denominator of lattice-free maximum mutual information
     (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. spelling: weight of the CTC loss of the spellings where pronunciations are
     learned too. precision: of the products; "auto" is bfloat16 where the processor
@@ -114,7 +114,6 @@ class TrainConfig:
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     ema_decay: float = 0.999
-    anneal_dropout: bool = False
     consistency: float = 0.0
     mmi: float = 1.0
     spelling: float = 1.0
@@ -238,11 +237,6 @@ def learning_rate(config: TrainConfig, epochs_done: float) -> float:
         return config.learning_rate * epochs_done / config.warmup_epochs
     share = (epochs_done - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-
-
-def dropout(config: TrainConfig, epochs_done: float) -> float:
-    """Return the dropout after `epochs_done` epochs."""
-    return config.model.dropout * (min(1.0, 2 - 2 * epochs_done / config.epochs) if config.anneal_dropout else 1.0)
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------------------
@@ -579,7 +573,6 @@ def _step(run: Run, pieces: Sequence[Batch], *, num_utterances: int, num_tokens:
     """One update of the weights: the gradient of the loss a token over the step's whole batch, guarded, clipped, applied, averaged."""
     config, progress = run.config, run.progress
     run.network.train()
-    run.network.dropout = dropout(config, epochs_done)
     rate = learning_rate(config, epochs_done)
     for optimiser in run.optimisers:
         optimiser.zero_grad(set_to_none=True)

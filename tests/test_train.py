@@ -200,14 +200,11 @@ def test_sounds_that_do_not_fit_are_refused(tones: Tones, tmp_path: Path) -> Non
         small_config(manifest, model=model, sounds=("<blank>", " ", "A", "B"))
 
 
-def test_dropout_is_what_is_asked_for_and_falls_to_nothing_where_it_is_annealed(tones: Tones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_is_what_is_asked_for(tones: Tones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used, real = [], torch.nn.functional.dropout
     monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, p, training: used.append(p) or real(x, p, training))
-    model = dataclasses.replace(MODEL, dropout=0.4)
-    for anneal in (False, True):
-        train(small_config(tones(), model=model, epochs=4, batch_s=100.0, anneal_dropout=anneal), tmp_path / str(anneal))
-    steps = used[:: len(used) // 8]  # eight steps, one an epoch
-    assert steps == pytest.approx([0.4] * 4 + [0.4, 0.4, 0.4, 0.2])
+    train(small_config(tones(), model=dataclasses.replace(MODEL, dropout=0.4), epochs=1), tmp_path)
+    assert set(used) == {0.4}
 
 
 def test_the_learning_rate_rises_straight_and_falls_as_a_cosine() -> None:

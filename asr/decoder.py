@@ -23,6 +23,7 @@ from asr.search import NONE
 from asr.text import BLANK, BLANK_ID, Vocabulary
 
 NUM_RESCORED = 30  # texts that a recurrent language model ranks anew,
+HISTORY = 4  # words that decide what it makes of the next ones,
 NUM_PATHS = 1000  # found among so many readings, of which most are the same text,
 MOST_LOSS = 8.0  # made of parts that score at most so much less than those the search went on with
 HEAP_SIZE = 1 << 14  # readings that wait for their turn
@@ -337,7 +338,7 @@ def _rescored(ways: Iterable[_Way], text_of: Callable[[_Way], str], lm: Language
     by_text: dict[str, _Way] = {}
     for way in ways:
         by_text.setdefault(text_of(way), way)
-    both, first = rescorer.interpolate(list(by_text), lm, weight)
+    both, first = rescorer.interpolate(list(by_text), lm, weight, history=HISTORY)
     ranked = [
         way._replace(score=way.score + alpha * (new - old), lm=new)
         for way, new, old in zip(by_text.values(), both.tolist(), first.tolist(), strict=True)

@@ -57,25 +57,24 @@ class RecurrentLanguageModel:
         """The weights of input, state and projection as asr/layers.py multiplies by them."""
         return [np.ascontiguousarray(weights.T) for weights in (self.input_weight, self.recurrent_weight, self.projection)]
 
-    def interpolate(self, texts: Sequence[str], lm: LanguageModel, weight: float) -> tuple[np.ndarray, np.ndarray]:
+    def interpolate(self, texts: Sequence[str], lm: LanguageModel, weight: float, *, history: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ln p of each text, its end included, by the mixture of both models and by the n-gram model alone: (num texts,) each.
 
         A word's probability is weight * this model's + (1 - weight) * the n-gram model's; that of a word which this model does not
-        know is the n-gram model's. What texts have in common at their beginnings is computed once. Raises LanguageModelError for a
-        weight outside 0 to 1.
+        know is the n-gram model's. What texts have in common at their beginnings is computed once. history: so many words that texts have
+        in common at the same place are enough for what follows to be computed once, with the beginning of the first of them (Liu et al. 2014,
+        "Efficient lattice rescoring using recurrent neural network language models"); None, all. Raises LanguageModelError for a weight outside 0 to 1.
         """
         if not 0 <= weight <= 1:
             raise LanguageModelError(f"expected a weight of the recurrent language model from 0 to 1, found {weight!r}")
-        tree = _grow(texts)
+        tree = _grow(texts, history)
         ids = np.array([self.word_ids.get(word, UNKNOWN_ID) for word in tree.words])
         ngram = _ngram_log_probs(tree, lm)
         with np.errstate(divide="ignore"):  # of a weight of 0 or 1
             mixed = np.logaddexp(np.log(weight) + self._log_probs(tree, ids), np.log1p(-weight) + ngram)
-        totals = np.stack([np.where(ids[tree.word] == UNKNOWN_ID, ngram, mixed), ngram])  # (2, N)
-        totals[:, 0] = 0
-        for level in tree.levels:
-            totals[:, level] += totals[:, tree.parent[level]]
-        mixed_totals, ngram_totals = totals[:, tree.ends]
+        log_probs = np.stack([np.where(ids[tree.word] == UNKNOWN_ID, ngram, mixed), ngram])  # (2, N)
+        log_probs[:, 0] = 0
+        mixed_totals, ngram_totals = log_probs[:, tree.paths].sum(axis=2)
         return mixed_totals, ngram_totals
 
     def _log_probs(self, tree: _Tree, ids: np.ndarray) -> np.ndarray:
@@ -102,10 +101,11 @@ class _Tree(NamedTuple):
     word: np.ndarray  # (N,) the last word of each node, as an index; of the empty beginning it is <s>
     parent: np.ndarray  # (N,) the node without its last word
     levels: list[np.ndarray]  # the nodes of one word, of two, ...
-    ends: np.ndarray  # (num texts,) node of each text with </s>
+    paths: np.ndarray  # (num texts, L) the nodes of each text's words and </s>; behind them the empty beginning
 
 
-def _grow(texts: Sequence[str]) -> _Tree:
+def _grow(texts: Sequence[str], history: int | None = None) -> _Tree:
+    """history: so many last words make a node, whose parent is that of the first text with it; None, all."""
     indices = {START: 0}
     rows = [[indices.setdefault(word, len(indices)) for word in text.split()] for text in texts]
     num_words = len(indices) + 1
@@ -113,17 +113,27 @@ def _grow(texts: Sequence[str]) -> _Tree:
     table = np.full((len(rows), lengths.max(initial=0)), num_words - 1)
     for row, found in zip(table, rows, strict=True):
         row[: len(found)] = found
-    ends = np.zeros(len(rows), np.int64)
+    paths = np.zeros(table.shape, np.int64)
     word, parent, starts = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], [1]
-    for position, column in enumerate(table.T):
+    for position in range(table.shape[1]):
         alive = np.flatnonzero(lengths > position)
-        keys, inverse = np.unique(ends[alive] * num_words + column[alive], return_inverse=True)
-        ends[alive] = starts[-1] + inverse
-        word.append(keys % num_words)
-        parent.append(keys // num_words)
-        starts.append(starts[-1] + len(keys))
+        before = paths[alive, position - 1] if position else np.zeros(len(alive), np.int64)
+        alike = before if history is None else _hash(table[alive, max(0, position + 1 - history) : position])
+        _, first, inverse = np.unique(alike * num_words + table[alive, position], return_index=True, return_inverse=True)
+        paths[alive, position] = starts[-1] + inverse
+        word.append(table[alive[first], position])
+        parent.append(before[first])
+        starts.append(starts[-1] + len(first))
     levels = [np.arange(start, end) for start, end in pairwise(starts)]
-    return _Tree([*indices, END], np.concatenate(word), np.concatenate(parent), levels, ends)
+    return _Tree([*indices, END], np.concatenate(word), np.concatenate(parent), levels, paths)
+
+
+def _hash(rows: np.ndarray) -> np.ndarray:
+    """Return a number of each row, the same where rows are."""
+    numbers = np.zeros(len(rows), np.int64)
+    for column in rows.T:
+        numbers = numbers * 0x5851F42D4C957F2D + column  # modulo 2^64
+    return numbers
 
 
 def _ngram_log_probs(tree: _Tree, lm: LanguageModel) -> np.ndarray:

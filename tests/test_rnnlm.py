@@ -93,7 +93,19 @@ def test_unknown_words_count_as_the_ngram_model_has_them_and_the_state_goes_on()
 
 def test_a_common_beginning_is_computed_once() -> None:
     tree = rnnlm._grow(["the cat sat", "the cat ran", "the dog ran", "the cat sat"])
-    assert [len(level) for level in tree.levels] == [1, 2, 3, 3] and tree.ends[0] == tree.ends[3]
+    assert [len(level) for level in tree.levels] == [1, 2, 3, 3] and np.array_equal(tree.paths[0], tree.paths[3])
+
+
+def test_after_the_same_words_at_the_same_place_the_first_text_decides() -> None:
+    texts = ["the dog saw the cat", "a dog saw the cat", "a dog saw a cat"]
+    tree = rnnlm._grow(texts, history=2)
+    assert [len(level) for level in tree.levels] == [2, 2, 1, 2, 2, 1]
+    assert tree.paths[1, 2] == tree.paths[0, 2] and tree.parent[tree.paths[1, 2]] == tree.paths[0, 1] != tree.paths[1, 1]
+    model = random_model()
+    exact, _ = model.interpolate(texts, ngram(), 1)
+    merged, _ = model.interpolate(texts, ngram(), 1, history=2)
+    assert merged[0] == pytest.approx(exact[0]) and merged[1] != pytest.approx(exact[1])
+    np.testing.assert_allclose(model.interpolate(texts, ngram(), 1, history=6)[0], exact, rtol=1e-6)
 
 
 def test_no_texts_have_no_probabilities() -> None:

@@ -138,7 +138,7 @@ class Judge:
         self.favourite = favourite
         self.texts: list[str] = []
 
-    def interpolate(self, texts: Sequence[str], lm: LanguageModel, weight: float) -> tuple[np.ndarray, np.ndarray]:
+    def interpolate(self, texts: Sequence[str], lm: LanguageModel, weight: float, *, history: int | None) -> tuple[np.ndarray, np.ndarray]:
         assert weight == 0.5
         self.texts = list(texts)
         first = lm.score_sentences(texts)

@@ -23,10 +23,10 @@ from asr.search import NONE
 from asr.text import BLANK, BLANK_ID, Vocabulary
 
 NUM_RESCORED = 30  # texts that a recurrent language model ranks anew,
-HISTORY = 4  # words that decide what it makes of the next ones,
 NUM_PATHS = 1000  # found among so many readings, of which most are the same text,
 MOST_LOSS = 8.0  # made of parts that score at most so much less than those the search went on with
 HEAP_SIZE = 1 << 14  # readings that wait for their turn
+HISTORY = 4  # words that decide what the recurrent model makes of the next ones
 NUM_RESERVED = 3  # <unk>, <s> and </s> come first among a language model's words
 _BUILDING = threading.Lock()  # threads that decode their first segments at once would each build the lexicon's trie
 

@@ -6,10 +6,12 @@ Needs the package piper-tts and a voice, an .onnx file with its .onnx.json, such
 from __future__ import annotations
 
 import argparse
+import json
 import lzma
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,9 @@ def main() -> None:
     known = set(read_lexicon(arguments.lexicon).words)
     share = -(-arguments.sentences // len(arguments.texts))
     sentences = [text for path in arguments.texts for text in choose(path, known, share, np.random.default_rng(0))]
-    jobs = [(arguments.voice, arguments.out / "audio" / f"{number:05}.wav", text, number) for number, text in enumerate(sentences)]
+    paths = [arguments.out / "audio" / f"{number:05}.wav" for number in range(len(sentences))]
     with ProcessPoolExecutor(arguments.processes) as pool:
-        said = list(pool.map(say, *zip(*jobs, strict=True), chunksize=16))
+        said = list(pool.map(say, repeat(arguments.voice), paths, sentences, range(len(sentences)), chunksize=16))
     utterances = [utterance for utterance in said if len(utterance.text) <= LETTERS_PER_S * utterance.duration]
     manifest = arguments.out / f"{arguments.voice.stem}.jsonl"
     write_manifest(manifest, utterances)
@@ -58,7 +60,7 @@ def choose(path: Path, known: set[str], number: int, rng: np.random.Generator) -
 
 
 def say(voice: Path, path: Path, text: str, seed: int) -> Utterance:
-    """Write `text` to a wav file in a manner that the seed decides; return its utterance."""
+    """Write `text` to a wav file at a pace and with a liveliness that the seed decides; return its utterance."""
     from piper import SynthesisConfig
 
     rng = np.random.default_rng(seed)
@@ -67,7 +69,6 @@ def say(voice: Path, path: Path, text: str, seed: int) -> Utterance:
     )
     chunks = list(_load(voice).synthesize(text, manner))
     waveform = as_waveform(np.concatenate([chunk.audio_float_array for chunk in chunks]), chunks[0].sample_rate)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_wav(path, waveform)
     return Utterance(audio_filepath=str(path.resolve()), duration=len(waveform) / SAMPLE_RATE, text=text, id=f"{voice.stem}-{path.stem}")
 
@@ -75,13 +76,12 @@ def say(voice: Path, path: Path, text: str, seed: int) -> Utterance:
 @cache
 def _load(voice: Path) -> Any:
     import onnxruntime
-    from piper import PiperVoice
+    from piper import PiperConfig, PiperVoice
 
-    loaded = PiperVoice.load(voice)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # a process a core says more than one process of several threads
-    loaded.session = onnxruntime.InferenceSession(str(voice), options)
-    return loaded
+    config = PiperConfig.from_dict(json.loads(Path(f"{voice}.json").read_text(encoding="utf-8")))
+    return PiperVoice(onnxruntime.InferenceSession(str(voice), options), config)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from asr.augment import AugmentConfig, augment_waveform
 from asr.lexicon import Lexicon, LexiconError
 from asr.manifest import Utterance, read_utterance
+from asr.teacher import TeacherFrames
 from asr.text import TextError, Vocabulary
 
 
@@ -25,7 +26,8 @@ from asr.text import TextError, Vocabulary
 class Batch:
     """Utterances padded with zeros: waveforms (B, N) float32, waveform_lengths (B,) in samples, tokens (B, U), token_lengths (B,), names.
 
-    sounds (B, U'), sound_lengths (B,): the tokens of the pronunciations, all of length 0 without a lexicon.
+    sounds (B, U'), sound_lengths (B,): the tokens of the pronunciations, all of length 0 without a lexicon. teacher (B, T, D),
+    teacher_lengths (B,): the teacher's frames, none without one.
     """
 
     waveforms: Tensor
@@ -34,16 +36,19 @@ class Batch:
     token_lengths: Tensor
     sounds: Tensor
     sound_lengths: Tensor
+    teacher: Tensor
+    teacher_lengths: Tensor
     names: tuple[str, ...]
 
 
-Item = tuple[np.ndarray, list[int], list[int], str]  # waveform, tokens, sounds, name
+Item = tuple[np.ndarray, list[int], list[int], np.ndarray, str]  # waveform, tokens, sounds, frames of the teacher, name
 
 
 class SpeechDataset(Dataset[Item]):
     """Reads and augments utterances. An item is asked for by (index, seed): the seed alone decides its augmentation.
 
-    lexicon, sounds: how the words are pronounced, and the vocabulary of that, for networks that write it too. augment: None for evaluation. noises: waveforms for AugmentConfig.noise_probability. fastest_speeds: the largest speed factor of
+    lexicon, sounds: how the words are pronounced, and the vocabulary of that, for networks that write it too. teacher: whose frames an item has.
+    augment: None for evaluation. noises: waveforms for AugmentConfig.noise_probability. fastest_speeds: the largest speed factor of
     each utterance, so that its text still fits.
     """
 
@@ -54,11 +59,13 @@ class SpeechDataset(Dataset[Item]):
         *,
         lexicon: Lexicon | None = None,
         sounds: Vocabulary | None = None,
+        teacher: TeacherFrames | None = None,
         augment: AugmentConfig | None = None,
         noises: Sequence[np.ndarray] = (),
         fastest_speeds: Sequence[float] = (),
     ) -> None:
         self.utterances = list(utterances)
+        self.teacher = teacher
         self.augment = augment
         self.noises = list(noises)
         self.fastest_speeds = list(fastest_speeds) or [math.inf] * len(self.utterances)
@@ -74,13 +81,15 @@ class SpeechDataset(Dataset[Item]):
         utterance = self.utterances[index]
         self._note(index)
         waveform = read_utterance(utterance)
+        num_samples = len(waveform)
         if self.augment is not None:
             rng = np.random.default_rng(seed)
             waveform = augment_waveform(
                 waveform, self.augment, noises=self.noises, rng=rng, fastest_speed=self.fastest_speeds[index]
             )
+        frames = np.zeros((0, 0), np.float16) if self.teacher is None else self.teacher.read(utterance, num_samples / len(waveform))
         self._note(-1)
-        return waveform, self.tokens[index], self.sounds[index], utterance.id
+        return waveform, self.tokens[index], self.sounds[index], frames, utterance.id
 
     def _note(self, index: int) -> None:
         """Let the main process know what to name should this one die."""
@@ -105,9 +114,10 @@ def _pronounce(utterance: Utterance, lexicon: Lexicon, sounds: Vocabulary) -> li
 
 def collate(items: Sequence[Item]) -> Batch:
     """Pad items to one batch."""
-    waveforms = [torch.from_numpy(waveform) for waveform, _, _, _ in items]
-    tokens = [torch.tensor(ids, dtype=torch.int64) for _, ids, _, _ in items]
-    sounds = [torch.tensor(ids, dtype=torch.int64) for _, _, ids, _ in items]
+    waveforms = [torch.from_numpy(item[0]) for item in items]
+    tokens = [torch.tensor(item[1], dtype=torch.int64) for item in items]
+    sounds = [torch.tensor(item[2], dtype=torch.int64) for item in items]
+    frames = [torch.from_numpy(item[3]) for item in items]
     return Batch(
         waveforms=pad_sequence(waveforms, batch_first=True),
         waveform_lengths=torch.tensor([len(w) for w in waveforms]),
@@ -115,7 +125,9 @@ def collate(items: Sequence[Item]) -> Batch:
         token_lengths=torch.tensor([len(t) for t in tokens]),
         sounds=pad_sequence(sounds, batch_first=True),
         sound_lengths=torch.tensor([len(t) for t in sounds]),
-        names=tuple(name for _, _, _, name in items),
+        teacher=pad_sequence(frames, batch_first=True),
+        teacher_lengths=torch.tensor([len(f) for f in frames]),
+        names=tuple(item[4] for item in items),
     )
 
 

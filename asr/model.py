@@ -97,6 +97,11 @@ class AcousticModel(nn.Module):
 
         The V tokens' probabilities add up to 1, and so do those of the S sounds behind them.
         """
+        x, output_lengths = self.encode(features, lengths)
+        return self.classify(x), output_lengths
+
+    def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (x (B, T'', C), lengths (B,)): what the output layer reads, and how many frames it will make of it."""
         x = features.transpose(1, 2)  # (B, T, M) -> (B, M, T)
         for conv in self.convs:
             x = F.relu(conv(F.pad(x, (KERNEL - 1, 0))))
@@ -107,7 +112,7 @@ class AcousticModel(nn.Module):
         for number, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=False)):
             y = layer(F.dropout(norm(x), self.dropout, self.training), reversal)
             x = self._after(number, x, y)
-        return self._classify(x), output_lengths
+        return self._last(x), output_lengths
 
     def step(self, features: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Continue a stream: return (log_probs (B, T', V + S), state) of the next features (B, T, M), T a multiple of the subsampling.
@@ -131,15 +136,18 @@ class AcousticModel(nn.Module):
             y, hidden = layer.step(norm(x), hidden)  # type: ignore[operator]
             x = self._after(number, x, y)
             new_state.extend(hidden)
-        return self._classify(x), new_state
+        return self.classify(self._last(x)), new_state
 
     def _after(self, number: int, x: Tensor, y: Tensor) -> Tensor:
         """Return what layer `number` hands on whose input was x and whose states are y."""
         return x + y if number >= self.config.num_layers - self.config.residual_layers else y
 
-    def _classify(self, x: Tensor) -> Tensor:
-        """Return log_probs (B, T', V + S) of the encoder's output (T'', B, C)."""
-        x = F.dropout(self.norms[-1](x), self.dropout, self.training).transpose(0, 1)  # (T'', B, C) -> (B, T'', C)
+    def _last(self, x: Tensor) -> Tensor:
+        """Return what the output layer reads (B, T'', C) of the last layer's states (T'', B, C)."""
+        return F.dropout(self.norms[-1](x), self.dropout, self.training).transpose(0, 1)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Return log_probs (B, T', V + S) of x (B, T'', C)."""
         logits = self.output(x).float()  # (B, T'', outputs_per_frame (V + S))
         sizes = [self.config.vocabulary_size, self.config.num_sounds] if self.config.num_sounds else [self.config.vocabulary_size]
         parts = logits.reshape(x.shape[0], -1, sum(sizes)).split(sizes, dim=2)

@@ -58,6 +58,7 @@ from asr.muon import Muon
 from asr.rnnlm import RecurrentLanguageModel
 from asr.rnnlm import load as load_rnnlm
 from asr.storage import remove_leftovers, write_atomically
+from asr.teacher import Student, TeacherFrames, teacher_loss
 from asr.text import ENGLISH, Vocabulary
 from asr.transcribe import decoder_config
 from asr.wer import ErrorCounts, count_word_errors
@@ -88,7 +89,8 @@ class TrainConfig:
     validated and saved; 0 turns it off. consistency: weight of the symmetric KL divergence between two differently masked views of an
     utterance (CR-CTC, Yao et al. 2024); 0 turns it off. mmi: weight of the denominator of lattice-free maximum mutual information
     (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. spelling: weight of the CTC loss of the spellings where pronunciations are
-    learned too. precision: of the products; "auto" is bfloat16 where the processor
+    learned too. teacher: folder of another network's frames of the same speech (asr/teacher.py), which the network learns to foretell beside
+    its outputs; teacher_weight: of their squared error in the loss. precision: of the products; "auto" is bfloat16 where the processor
     has it, else float32. init: a model folder to start from, its language model included,
     with which dev WER is then measured. patience: validations without a better dev
     WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
@@ -117,6 +119,8 @@ class TrainConfig:
     consistency: float = 0.0
     mmi: float = 1.0
     spelling: float = 1.0
+    teacher: str = ""
+    teacher_weight: float = 1.0
     precision: str = "float32"
     device: str = "cpu"
     num_workers: int = 1
@@ -135,7 +139,7 @@ class TrainConfig:
         for name in ("epochs", "batch_s", "accumulation", "learning_rate", "clip_norm", "validate_epochs"):
             if not 0 < getattr(self, name) < math.inf:
                 raise TrainingError(f"{name}: expected more than 0, found {getattr(self, name)!r}")
-        for name in ("seed", "warmup_epochs", "weight_decay", "consistency", "mmi", "spelling", "num_workers", "num_threads", "patience"):
+        for name in ("seed", "warmup_epochs", "weight_decay", "consistency", "mmi", "spelling", "teacher_weight", "num_workers", "num_threads", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise TrainingError(f"{name}: expected 0 or more, found {getattr(self, name)!r}")
         if not 0 <= self.ema_decay < 1:
@@ -187,7 +191,8 @@ class Run:
     sounds: Vocabulary | None
     lexicon: Lexicon | None
     network: AcousticModel
-    wrapped: Any  # the network, or DistributedDataParallel around it
+    student: Student | None
+    wrapped: Any  # the student if there is one, else the network; in several processes DistributedDataParallel around it
     average: AcousticModel
     log_mel: LogMel
     optimisers: list[torch.optim.Optimizer]
@@ -273,30 +278,34 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
     train_utterances = _read_all(config.train_manifests)
     lexicon = _read_lexicon(config, run_dir, train_utterances, resume=resume) if sounds else None
     _check_files([*train_utterances, *_read_all(config.dev_manifests)])
+    teacher = _read_teacher(config, train_utterances)
     train_set = SpeechDataset(
         train_utterances,
         vocabulary,
         lexicon=lexicon,
         sounds=sounds,
+        teacher=teacher,
         augment=config.augment,
         noises=[load_audio(path) for path in sorted(Path(config.noise_dir).rglob("*.wav"))] if config.noise_dir else [],
     )
     train_set.fastest_speeds = _fastest_speeds(train_set, config)
     torch.manual_seed(config.seed)
     network = (AcousticModel(config.model) if resume else _initial_network(config, vocabulary, sounds)).to(device)
-    optimisers = _optimisers(config, network)
+    student = Student(network, teacher.size).to(device) if teacher else None
+    optimisers = _optimisers(config, network, student)
     average = AcousticModel(config.model).to(device).eval().requires_grad_(False)
     average.load_state_dict(network.state_dict())
     progress = Progress()
     scaler = GradScaler(device.type, enabled=config.precision == "float16")
     if resume:
-        progress = _restore(load_training_state(run_dir), config, network, average, optimisers, scaler)
+        progress = _restore(load_training_state(run_dir), config, network, student, average, optimisers, scaler)
         logger.info("resumed at epoch %d, step %d", progress.epoch, progress.step)
     tensorboard = _prepare_folder(config, run_dir, progress, vocabulary=vocabulary, lexicon=lexicon, resume=resume) if rank == 0 else None
     if world > 1:
         dist.barrier()  # until the run folder is prepared
     decoder, lm, rescorer = _read_search(run_dir / "best")
-    wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if world > 1 else network
+    trained: nn.Module = student or network
+    wrapped: nn.Module = nn.parallel.DistributedDataParallel(trained) if world > 1 else trained
     return Run(
         config=config,
         run_dir=run_dir,
@@ -304,6 +313,7 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         sounds=sounds,
         lexicon=lexicon,
         network=network,
+        student=student,
         wrapped=wrapped,
         average=average,
         log_mel=LogMel(config.features).to(device),
@@ -350,12 +360,14 @@ def _read_search(best: Path) -> tuple[DecoderConfig, LanguageModel | None, Recur
     return decoder_config(best, settings), load_lm(best / LM_NAME), rescorer
 
 
-def _optimisers(config: TrainConfig, network: AcousticModel) -> list[torch.optim.Optimizer]:
+def _optimisers(config: TrainConfig, network: AcousticModel, student: Student | None) -> list[torch.optim.Optimizer]:
     """Return Muon for the weights of convolutions and recurrences, if it is asked for, and AdamW for all that it leaves."""
     gates = {"gru": 3, "lstm": 4}.get(config.model.cell, 1)
     parameters = dict(network.named_parameters())
     matrices = {name: p for name, p in parameters.items() if p.dim() > 1 and not name.startswith("output.")}
     optimisers: list[torch.optim.Optimizer] = []
+    if student is not None:
+        parameters |= dict(student.foretelling.named_parameters("foretelling"))
     if config.optimiser == "muon":
         groups: list[dict[str, Any]] = [
             {"params": [p for name, p in matrices.items() if name.startswith("layers.")], "num_blocks": gates},
@@ -396,6 +408,19 @@ def _read_lexicon(config: TrainConfig, run_dir: Path, utterances: Sequence[Utter
 
 def _read_all(paths: Sequence[str]) -> list[Utterance]:
     return [utterance for path in paths for utterance in read_manifest(path)]
+
+
+def _read_teacher(config: TrainConfig, utterances: Sequence[Utterance]) -> TeacherFrames | None:
+    """Return the teacher's frames, of which every utterance has its own, at the rate of the network's."""
+    if not config.teacher:
+        return None
+    teacher = TeacherFrames(config.teacher)
+    rate = config.features.sample_rate / config.features.hop_length / config.model.subsampling
+    if teacher.rate != rate:
+        raise TrainingError(f"teacher: {config.teacher} has {teacher.rate:g} frames a second, the network {rate:g}")
+    for utterance in utterances:
+        teacher.find(utterance)
+    return teacher
 
 
 def _check_files(utterances: Sequence[Utterance]) -> None:
@@ -554,9 +579,13 @@ def _take_steps(run: Run, loaded: Iterator[Batch], batches: Sequence[Sequence[in
 
 
 def _uniform_loss_per_s(config: TrainConfig) -> float:
-    """Return the loss in nats a second of one path of a network to which all tokens are equally probable: a bound on that of all paths."""
-    frames_per_s = config.features.sample_rate / config.features.hop_length / config.model.subsampling * config.model.outputs_per_frame
-    return frames_per_s * math.log(len(config.vocabulary) * max(config.model.num_sounds, 1))
+    """Return the loss a second of one path of a network to which all tokens are equally probable, a bound on that of all paths, in nats.
+
+    A teacher's frames, which such a network would foretell as 0, add their variance of 1.
+    """
+    frames_per_s = config.features.sample_rate / config.features.hop_length / config.model.subsampling
+    guessing = config.model.outputs_per_frame * math.log(len(config.vocabulary) * max(config.model.num_sounds, 1))
+    return frames_per_s * (guessing + (config.teacher_weight if config.teacher else 0.0))
 
 
 def _piece_keys(batch: Sequence[int], run: Run, piece: int) -> list[tuple[int, int]]:
@@ -593,7 +622,7 @@ def _step(run: Run, pieces: Sequence[Batch], *, num_utterances: int, num_tokens:
         dist.all_reduce(total)
     for optimiser in run.optimisers:
         run.scaler.unscale_(optimiser)
-    norm = nn.utils.clip_grad_norm_(run.network.parameters(), config.clip_norm)
+    norm = nn.utils.clip_grad_norm_(run.wrapped.parameters(), config.clip_norm)
     progress.step += 1
     if bool(torch.isfinite(total) & torch.isfinite(norm)):
         for optimiser in run.optimisers:
@@ -620,10 +649,11 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
         views, names = 2, names * 2
         features, lengths, *targets = (torch.cat([x, x]) for x in (features, lengths, *targets))
     features = spec_augment(features, lengths.cpu(), config.augment, rng=rng, scale=2.5 if config.consistency else 1.0)
+    teacher, teacher_lengths = batch.teacher.to(run.device), batch.teacher_lengths.to(run.device)
     automatic = torch.bfloat16 if _fast_bfloat16(config.device) else None
     dtype = {"auto": automatic, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
-        log_probs, output_lengths = run.wrapped(features, lengths)
+        log_probs, output_lengths, *foretold = run.wrapped(features, lengths)
     tokens, token_lengths, sounds, sound_lengths = targets
     size = config.model.vocabulary_size
     loss = ctc_loss(log_probs[..., :size], output_lengths, tokens, token_lengths=token_lengths, names=names).sum() / views
@@ -632,6 +662,9 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
     if run.bigram is not None:
         others = denominator(log_probs[..., size:], output_lengths, run.bigram) - text_log_probs(sounds, sound_lengths, run.bigram)
         loss = loss + config.mmi * others.sum() / views
+    for estimate in foretold:
+        frames, frame_lengths = teacher.repeat(views, 1, 1), teacher_lengths.repeat(views).minimum(output_lengths // config.model.outputs_per_frame)
+        loss = loss + config.teacher_weight * teacher_loss(estimate, frames, frame_lengths) / views
     if config.consistency:
         first, second = log_probs.chunk(2)  # (2 B, T', V) -> 2 x (B, T', V)
         inside = torch.arange(first.shape[1], device=first.device)[None, :] < output_lengths.chunk(2)[0][:, None]
@@ -748,6 +781,7 @@ def _save_state(run: Run) -> None:
             "config": _identity(run.config),
             "progress": dataclasses.asdict(run.progress),
             "network": run.network.state_dict(),
+            "foretelling": run.student.foretelling.state_dict() if run.student else {},
             "average": run.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in run.optimisers],
             "scaler": run.scaler.state_dict(),
@@ -759,6 +793,7 @@ def _restore(
     state: dict[str, Any],
     config: TrainConfig,
     network: AcousticModel,
+    student: Student | None,
     average: AcousticModel,
     optimisers: Sequence[torch.optim.Optimizer],
     scaler: GradScaler,
@@ -770,6 +805,8 @@ def _restore(
     if changed:
         raise CheckpointError(f"the run was started with another configuration ({', '.join(changed)} differ); start a new run")
     network.load_state_dict(state["network"])
+    if student is not None:
+        student.foretelling.load_state_dict(state["foretelling"])
     average.load_state_dict(state["average"])
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
         optimiser.load_state_dict(saved)

@@ -140,11 +140,13 @@ def test_the_seed_of_an_item_alone_decides_its_augmentation(tmp_path: Path) -> N
 
 
 def test_collate_pads_with_zeros_and_keeps_the_lengths() -> None:
-    batch = collate([(np.ones(3, np.float32), [1, 2], [], "a"), (np.ones(5, np.float32), [3], [4, 5], "b")])
+    frames = np.ones((2, 4), np.float16)
+    batch = collate([(np.ones(3, np.float32), [1, 2], [], frames[:1], "a"), (np.ones(5, np.float32), [3], [4, 5], frames, "b")])
     assert batch.waveforms.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch.waveform_lengths.tolist() == [3, 5] and batch.waveform_lengths.dtype == torch.int64
     assert batch.tokens.tolist() == [[1, 2], [3, 0]] and batch.token_lengths.tolist() == [2, 1]
     assert batch.sounds.tolist() == [[0, 0], [4, 5]] and batch.sound_lengths.tolist() == [0, 2]
+    assert batch.teacher.tolist() == [[[1.0] * 4, [0.0] * 4], [[1.0] * 4] * 2] and batch.teacher_lengths.tolist() == [1, 2]
     assert batch.names == ("a", "b")
 
 

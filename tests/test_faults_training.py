@@ -6,6 +6,7 @@ The oracle for what is lost is the run that nothing happened to: a resumed one e
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -96,7 +97,7 @@ class Poison:
         if site == "input":
             waveforms = pieces[0].waveforms.clone()
             waveforms[0, int(rng.integers(1000))] = value
-            pieces[0] = asr.data.Batch(waveforms, *(getattr(pieces[0], f) for f in ("waveform_lengths", "tokens", "token_lengths", "sounds", "sound_lengths", "names")))
+            pieces[0] = dataclasses.replace(pieces[0], waveforms=waveforms)
         elif site == "logits":
             hooks.append(self.run.network.output.register_forward_hook(lambda module, inputs, output: spoilt_first(output, rng, value)))
         elif site == "gradient":

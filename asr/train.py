@@ -278,20 +278,10 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
     train_utterances = _read_all(config.train_manifests)
     lexicon = _read_lexicon(config, run_dir, train_utterances, resume=resume) if sounds else None
     _check_files([*train_utterances, *_read_all(config.dev_manifests)])
-    teacher = _read_teacher(config, train_utterances)
-    train_set = SpeechDataset(
-        train_utterances,
-        vocabulary,
-        lexicon=lexicon,
-        sounds=sounds,
-        teacher=teacher,
-        augment=config.augment,
-        noises=[load_audio(path) for path in sorted(Path(config.noise_dir).rglob("*.wav"))] if config.noise_dir else [],
-    )
-    train_set.fastest_speeds = _fastest_speeds(train_set, config)
+    train_set = _train_set(config, train_utterances, vocabulary, lexicon=lexicon, sounds=sounds)
     torch.manual_seed(config.seed)
     network = (AcousticModel(config.model) if resume else _initial_network(config, vocabulary, sounds)).to(device)
-    student = Student(network, teacher.size).to(device) if teacher else None
+    student = Student(network, train_set.teacher.size).to(device) if train_set.teacher else None
     optimisers = _optimisers(config, network, student)
     average = AcousticModel(config.model).to(device).eval().requires_grad_(False)
     average.load_state_dict(network.state_dict())
@@ -409,6 +399,22 @@ def _read_lexicon(config: TrainConfig, run_dir: Path, utterances: Sequence[Utter
 
 def _read_all(paths: Sequence[str]) -> list[Utterance]:
     return [utterance for path in paths for utterance in read_manifest(path)]
+
+
+def _train_set(
+    config: TrainConfig, utterances: Sequence[Utterance], vocabulary: Vocabulary, *, lexicon: Lexicon | None, sounds: Vocabulary | None
+) -> SpeechDataset:
+    train_set = SpeechDataset(
+        utterances,
+        vocabulary,
+        lexicon=lexicon,
+        sounds=sounds,
+        teacher=_read_teacher(config, utterances),
+        augment=config.augment,
+        noises=[load_audio(path) for path in sorted(Path(config.noise_dir).rglob("*.wav"))] if config.noise_dir else [],
+    )
+    train_set.fastest_speeds = _fastest_speeds(train_set, config)
+    return train_set
 
 
 def _read_teacher(config: TrainConfig, utterances: Sequence[Utterance]) -> TeacherFrames | None:
@@ -655,14 +661,10 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
     dtype = {"auto": automatic, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
         log_probs, output_lengths, *foretold = run.wrapped(features, lengths)
-    tokens, token_lengths, sounds, sound_lengths = targets
-    size = config.model.vocabulary_size
-    loss = ctc_loss(log_probs[..., :size], output_lengths, tokens, token_lengths=token_lengths, names=names).sum() / views
-    if config.sounds:
-        loss = config.spelling * loss + ctc_loss(log_probs[..., size:], output_lengths, sounds, token_lengths=sound_lengths, names=names).sum() / views
-    if run.bigram is not None:
-        others = denominator(log_probs[..., size:], output_lengths, run.bigram) - text_log_probs(sounds, sound_lengths, run.bigram)
-        loss = loss + config.mmi * others.sum() / views
+    loss = text_loss(
+        log_probs, output_lengths, *targets, vocabulary_size=config.model.vocabulary_size, spelling=config.spelling, mmi=config.mmi,
+        pairs=run.bigram, names=names,
+    ) / views  # fmt: skip
     for estimate in foretold:
         frames, frame_lengths = teacher.repeat(views, 1, 1), teacher_lengths.repeat(views).minimum(output_lengths // config.model.outputs_per_frame)
         loss = loss + config.teacher_weight * teacher_loss(estimate, frames, frame_lengths) / views
@@ -671,6 +673,33 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
         inside = torch.arange(first.shape[1], device=first.device)[None, :] < output_lengths.chunk(2)[0][:, None]
         divergence = _kl(second.detach(), first) + _kl(first.detach(), second)  # (B, T')
         loss = loss + config.consistency * 0.5 * (divergence * inside).sum()
+    return loss
+
+
+def text_loss(
+    log_probs: Tensor,
+    lengths: Tensor,
+    tokens: Tensor,
+    token_lengths: Tensor,
+    sounds: Tensor,
+    sound_lengths: Tensor,
+    *,
+    vocabulary_size: int,
+    spelling: float,
+    mmi: float,
+    pairs: Tensor | None,
+    names: Sequence[str],
+) -> Tensor:
+    """Return the summed CTC loss of log_probs (B, T', V + S), with that of the S sounds, if there are any, and their MMI loss.
+
+    spelling, mmi: as in TrainConfig. pairs: the bigram of sounds that MMI weighs texts by; None leaves it out.
+    """
+    loss = ctc_loss(log_probs[..., :vocabulary_size], lengths, tokens, token_lengths=token_lengths, names=names).sum()
+    spoken = log_probs[..., vocabulary_size:]
+    if spoken.shape[-1]:
+        loss = spelling * loss + ctc_loss(spoken, lengths, sounds, token_lengths=sound_lengths, names=names).sum()
+    if pairs is not None:
+        loss = loss + mmi * (denominator(spoken, lengths, pairs) - text_log_probs(sounds, sound_lengths, pairs)).sum()
     return loss
 
 

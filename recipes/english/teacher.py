@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from asr.audio import SAMPLE_RATE
 from asr.checkpoint import G2P_NAME
-from asr.ctc import ctc_loss, min_frames
-from asr.data import SpeechDataset, epoch_batches
+from asr.ctc import min_frames
+from asr.data import Batch, SpeechDataset, collate, epoch_batches
 from asr.g2p import complete
 from asr.lexicon import read_lexicon
 from asr.manifest import Utterance, read_manifest, read_utterance
-from asr.mmi import bigram, denominator, text_log_probs
+from asr.mmi import bigram
 from asr.teacher import FRAMES_NAME, TeacherFrames, write_index
 from asr.text import ENGLISH
+from asr.train import text_loss
 
 RATE = 25  # frames a second: two of whisper's are averaged to one of this project's networks
 SILENCE_S = 1.0  # after each utterance
@@ -44,6 +44,7 @@ BATCH_S = 240.0
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = 50
 SPELLING = 0.3  # weight of the letters' loss, as in train.py
+NO_AUDIO = np.zeros(0, np.float32)  # the reader hears whisper's frames alone
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def hear(utterances: Sequence[Utterance], starts: np.ndarray, path: Path, *, num
     whisper = ctranslate2.models.Whisper(str(get_model_path()), device="cpu", compute_type="float32", intra_threads=num_threads)
     log_mel = FeatureExtractor()
     frames = np.lib.format.open_memmap(path, "w+", np.float16, (int(starts[-1]), SIZE))
-    for batch in batches(utterances):
+    for batch in epoch_batches([utterance.duration for utterance in utterances], HEARD_S, seed=0, epoch=0):
         longest_s = min(max(utterances[i].duration for i in batch) + SILENCE_S, LONGEST_S)
         num_samples = int(np.ceil(longest_s * 2 * RATE)) * SAMPLE_RATE // (2 * RATE)
         waveforms = [read_utterance(utterances[i])[:num_samples] for i in batch]
@@ -96,16 +97,6 @@ def hear(utterances: Sequence[Utterance], starts: np.ndarray, path: Path, *, num
             place = np.arange(starts[i], starts[i + 1])
             frames[place] = heard[np.minimum(place - starts[i], len(heard) - 1)]
     standardise(frames, starts, position_means(frames, starts))
-
-
-def batches(utterances: Sequence[Utterance]) -> list[list[int]]:
-    """Return the numbers of the utterances in batches of like length."""
-    made: list[list[int]] = [[]]
-    for i in np.argsort([utterance.duration for utterance in utterances], kind="stable"):
-        if made[-1] and utterances[i].duration * (len(made[-1]) + 1) > HEARD_S:
-            made.append([])
-        made[-1].append(int(i))
-    return made
 
 
 class Reader(nn.Module):
@@ -140,11 +131,11 @@ def train_reader(whisper: TeacherFrames, texts: SpeechDataset, num_sounds: int, 
         rate = LEARNING_RATE * min(1.0, step / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / len(steps)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        frames = {i: torch.from_numpy(whisper.read(texts.utterances[i]).astype(np.float32)) for i in batch}
-        fitting = [i for i in batch if len(frames[i]) >= max(min_frames(texts.tokens[i]), min_frames(texts.sounds[i]), 1)]
+        items = [(NO_AUDIO, texts.tokens[i], texts.sounds[i], whisper.read(texts.utterances[i]), texts.utterances[i].id) for i in batch]
+        fitting = [item for item in items if len(item[3]) >= max(min_frames(item[1]), min_frames(item[2]), 1)]
         if not fitting:
             continue
-        loss = reading_loss(reader, [frames[i] for i in fitting], [texts.tokens[i] for i in fitting], [texts.sounds[i] for i in fitting], pairs)
+        loss = reading_loss(reader, collate(fitting), pairs)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
@@ -154,16 +145,13 @@ def train_reader(whisper: TeacherFrames, texts: SpeechDataset, num_sounds: int, 
     return reader.eval()
 
 
-def reading_loss(reader: Reader, frames: Sequence[Tensor], texts: Sequence[list[int]], sounds: Sequence[list[int]], pairs: Tensor) -> Tensor:
-    """Return the loss a letter: CTC's of the letters, CTC's and MMI's of the sounds."""
-    lengths = torch.tensor([len(x) for x in frames])
-    letters, spoken = reader(pad_sequence(list(frames), batch_first=True)).tensor_split([len(ENGLISH.tokens)], dim=2)
-    (tokens, token_lengths), (said, said_lengths) = (
-        (pad_sequence([torch.tensor(x) for x in rows], batch_first=True), torch.tensor([len(x) for x in rows])) for rows in (texts, sounds)
-    )
-    loss = SPELLING * ctc_loss(letters, lengths, tokens, token_lengths=token_lengths) + ctc_loss(spoken, lengths, said, token_lengths=said_lengths)
-    others = denominator(spoken, lengths, pairs) - text_log_probs(said, said_lengths, pairs)
-    return (loss + others).sum() / token_lengths.sum()
+def reading_loss(reader: Reader, batch: Batch, pairs: Tensor) -> Tensor:
+    """Return the loss a letter of the texts of a batch that has whisper's frames: CTC's of the letters, CTC's and MMI's of the sounds."""
+    loss = text_loss(
+        reader(batch.teacher.float()), batch.teacher_lengths, batch.tokens, batch.token_lengths, batch.sounds, batch.sound_lengths,
+        vocabulary_size=len(ENGLISH.tokens), spelling=SPELLING, mmi=1.0, pairs=pairs, names=batch.names,
+    )  # fmt: skip
+    return loss / batch.token_lengths.sum()
 
 
 def read(reader: Reader, whisper: np.ndarray, starts: np.ndarray, path: Path) -> None:

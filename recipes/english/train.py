@@ -15,6 +15,16 @@ from asr.model import ModelConfig
 from asr.train import TrainConfig, train
 from asr.transcribe import Transcriber
 
+AUGMENT = AugmentConfig(
+    speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
+    noise_probability=0.2,
+    reverb_probability=0.15,
+    freq_width=16,
+    time_masks_per_s=0.3,
+    time_width=20,
+    time_share=0.15,
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -54,15 +64,7 @@ def main() -> None:
         sounds=sounds,
         lexicon=str(arguments.lexicon),
         model=ModelConfig(dropout=arguments.dropout, num_sounds=len(sounds), num_layers=arguments.layers, residual_layers=max(arguments.layers - 3, 0)),
-        augment=AugmentConfig(
-            speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
-            noise_probability=0.2,
-            reverb_probability=0.15,
-            freq_width=16,
-            time_masks_per_s=0.3,
-            time_width=20,
-            time_share=0.15,
-        ),
+        augment=AUGMENT,
         epochs=arguments.epochs,
         batch_s=arguments.batch_seconds,
         learning_rate=arguments.learning_rate,

@@ -159,7 +159,7 @@ def _print_training(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _median(runs: Sequence[dict[str, Any]], name: str) -> float:
-    return statistics.median(run[name] for run in runs)
+    return statistics.median(float(run[name]) for run in runs)
 
 
 # --- what the processes do -------------------------------------------------------------------------------------------
@@ -189,10 +189,10 @@ def _measure(load: Callable[[], Recognise], folder: Path) -> dict[str, Any]:
     return result | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def _timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, float, Any]:
     """Return seconds, CPU seconds and the result of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
-    result = function()
+    result = function(*arguments)
     return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
@@ -372,7 +372,7 @@ def _training_rate(loss: Callable[[list[int]], Any], batches: Sequence[list[int]
     loss(batches[0]).backward()
     seconds = cpu_s = 0.0
     for batch in batches:
-        cpu_s += _timed(lambda batch=batch: loss(batch).backward())[1]
+        cpu_s += _timed(lambda indices: loss(indices).backward(), batch)[1]
         seconds += sum(durations[i] for i in batch)
         if seconds > TRAINING_S:
             break

@@ -388,10 +388,10 @@ def flashlight_agreement(transcriber: Transcriber, sets: Sequence[DevSet], flash
     space = np.full((1, len(sounds)), -30.0, np.float32)  # after the last frame, so that the last word ends for both
     space[0, sounds.tokens.index(" ")] = 0.0
     log_probs = [np.concatenate([x[:, size:], space]) for one in sets for x in one.log_probs]
-    weights = {"lm": lm, "alpha": config.alpha, "beta": config.beta, "lexicon": flashlight.lexicon}
+    weights: dict[str, Any] = {"lm": lm, "alpha": config.alpha, "beta": config.beta, "lexicon": flashlight.lexicon}
     rows = []
     for ours, thresholds, theirs in AGREEMENT_BEAMS:
-        pruning = {"beam_threshold": -thresholds["beam_prune_logp"], "token_threshold": thresholds["token_min_logp"]}
+        pruning: dict[str, Any] = {"beam_threshold": -thresholds["beam_prune_logp"], "token_threshold": thresholds["token_min_logp"]}
         start = time.process_time()
         found = [beam_search(x, sounds, beam_size=ours, **weights, **pruning)[0] for x in log_probs]
         middle = time.process_time()

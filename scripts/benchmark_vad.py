@@ -57,7 +57,7 @@ def recording(manifest: str, minutes: float, noise: np.ndarray | None, levels_db
 @click.option("--noise-dir", type=click.Path(exists=True), help="Folder of noise recordings, each a condition of its own at -15 dB in the pauses.")
 @click.option("--model", default="english", show_default=True)
 def main(manifest: str, minutes: float, noise_dir: str | None, model: str) -> None:
-    conditions = [(name, None, levels) for name, levels in CONDITIONS.items()]
+    conditions: list[tuple[str, np.ndarray | None, tuple[float, float]]] = [(name, None, levels) for name, levels in CONDITIONS.items()]
     conditions += [(f"{path.stem} (-15 dB) in pauses", load_audio(path), (15.0, np.inf)) for path in sorted(Path(noise_dir).glob("*.wav"))] if noise_dir else []
     print("| pauses | detector | WER % | insertions | of utterances skipped % | of pauses skipped % | detector, s a s |\n|---|---|---:|---:|---:|---:|---:|")
     for name, noise, levels in conditions:

@@ -639,7 +639,7 @@ def lm_score(model: str, texts: tuple[str, ...]) -> None:
 @click.option("--model", default="english", metavar="MODEL", help="Model folder with a language model; the best settings are written into it.")
 @click.option("--lm", "lm_path", type=click.Path(dir_okay=False), help="First put this language model into the model folder.")
 @click.option("--rnnlm", "rnnlm_path", type=click.Path(dir_okay=False), help="And this one, by `asr lm train-recurrent`; its weight is tuned too.")
-@click.option("--trials", type=click.IntRange(1), default=60, help="Settings to try: half drawn at random, half near the best of these.")
+@click.option("--trials", type=click.IntRange(0), default=60, help="Settings to try beside the model's own: half drawn at random, half near the best of these.")
 @click.option("--beam-size", type=click.IntRange(1, 10_000), default=100, help="Prefixes kept.")
 @click.option("--seed", type=click.IntRange(0), default=0)
 def lm_tune(manifests: tuple[str, ...], model: str, lm_path: str | None, rnnlm_path: str | None, trials: int, beam_size: int, seed: int) -> None:

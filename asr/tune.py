@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from asr.checkpoint import LM_NAME, load_model_folder
+from asr.checkpoint import LM_NAME, CheckpointError, ModelFolder, load_model_folder
 from asr.decoder import DecoderConfig, DecoderError, decode
 from asr.manifest import read_manifest, read_utterance
 from asr.text import normalise
-from asr.transcribe import Transcriber, folder_lexicon, folder_lm, folder_rescorer
+from asr.transcribe import Transcriber, decoder_config, folder_lexicon, folder_lm, folder_rescorer
 from asr.wer import ErrorCounts, align_words, count_word_errors, expected_calibration_error
 
 ALPHA, BETA, UNKNOWN_PENALTY, RESCORE_WEIGHT = (0.2, 1.6), (-3.0, 4.0), (2.0, 25.0), (0.0, 1.0)  # what is drawn from
@@ -49,7 +49,8 @@ class Tuning:
 def tune(
     model: str | os.PathLike[str], manifest_paths: Sequence[str | os.PathLike[str]], *, num_trials: int = 60, beam_size: int = 100, seed: int = 0
 ) -> Tuning:
-    """Try greedy decoding and `num_trials` of beam search with weights drawn at random, the later ones near the best; calibrate the confidence of the best.
+    """Try greedy decoding, beam search with the model folder's own weights, if it has some, and `num_trials` with weights drawn at random, the
+    later ones near the best; calibrate the confidence of the best.
 
     Raises DecoderError for a model folder without a language model, and the errors of manifests and audio.
     """
@@ -72,7 +73,7 @@ def tune(
 
     rng = np.random.default_rng(seed)
     low, high = np.transpose([ALPHA, BETA, UNKNOWN_PENALTY, RESCORE_WEIGHT if rescorer else (0.0, 0.0)])
-    trials = [try_out(DecoderConfig())]
+    trials = [try_out(config) for config in (DecoderConfig(), *_own_weights(folder, beam_size))]
     for number in range(num_trials):
         weights = rng.uniform(low, high)
         if number >= num_trials // 2:  # the second half of the trials looks around the best so far
@@ -85,6 +86,15 @@ def tune(
     scored = [_scored_words(transcriber, array, reference) for array, reference in zip(log_probs, references, strict=True)]
     config, error = _calibrated(trials[-1].config, scored)
     return Tuning(tuple(trials), config, error)
+
+
+def _own_weights(folder: ModelFolder, beam_size: int) -> list[DecoderConfig]:
+    """Return the settings that the folder has, not calibrated, if they are any of beam search: what is wrong with them tuning puts right."""
+    try:
+        own = decoder_config(folder.path, folder.decoder)
+    except CheckpointError:
+        return []
+    return [dataclasses.replace(own, beam_size=beam_size, confidence_slope=0.0, confidence_offset=0.0)] if own.method == "beam" else []
 
 
 def _scored_words(transcriber: Transcriber, log_probs: np.ndarray, reference: str) -> np.ndarray:

@@ -30,6 +30,8 @@ from asr.tune import tune
 
 LATER = """| speechocean762, SpeechOcean and Xiaomi: its adults | free for commercial and other use |
 | speech of the games Beneath a Steel Sky, Revolution Software, Flight of the Amazon Queen, John Passfield and Steven Stamatiadis, and Drascula, Alcachofa Soft | free to change and to pass on at cost |
+| 2.2 hours said by Piper's synthetic voice en_US-joe-medium, Rhasspy (`recipes/english/synthetic.py`) | MIT |
+| what whisper's tiny.en encoder, OpenAI, makes of the speech: foretold in training (`recipes/english/teacher.py`) | MIT |
 """  # english-live has not heard these
 CARD = """# {name}
 
@@ -103,8 +105,8 @@ def main() -> None:
     parser.add_argument("--lexicon", type=Path, help="for a network that writes pronunciations: written by recipes/english/lexicon.py")
     parser.add_argument("--g2p", type=Path, help="the model of letters and sounds that it wrote too")
     parser.add_argument("--tune", type=Path, nargs="+", required=True, help="dev manifests to tune the decoder on")
-    parser.add_argument("--trials", type=int, default=60, help="decoder settings to try (default: %(default)s)")
-    parser.add_argument("--beam-size", type=int, default=300, help="hypotheses kept (default: %(default)s)")
+    parser.add_argument("--trials", type=int, default=60, help="decoder settings to try beside those in --out (default: %(default)s)")
+    parser.add_argument("--beam-size", type=int, default=250, help="hypotheses kept (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=MODELS_DIR / "english", help="default: %(default)s")
     arguments = parser.parse_args()
 

@@ -44,6 +44,9 @@ def test_the_best_settings_come_last_and_are_kept_by_the_folder(folder: Path, ma
     save_decoder_settings(folder, tuning.settings)
     assert load_model_folder(folder).decoder == tuning.settings
     assert Transcriber(folder).decoder == tuning.config
+    assert tune(folder, [manifest], num_trials=0, beam_size=5).config == tuning.config  # the folder's own weights are tried too
+    save_decoder_settings(folder, {"alpha": "high"})
+    assert len(tune(folder, [manifest], num_trials=1, beam_size=5).trials) == 2
 
 
 def test_the_weight_of_a_recurrent_language_model_is_tuned_too(folder: Path, manifest: Path) -> None:

@@ -7,6 +7,7 @@ some at a time, those of similar lengths together. Memory does not grow with the
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,7 +46,7 @@ from asr.vad import Vad, mark_silence
 
 MAX_PIECE_S = 20.0  # longest piece recognised at once
 MIN_PIECE_S = 8.0  # a cut is looked for from here on
-BATCH_S = 120.0  # seconds of audio encoded at once, padding counted
+BATCH_S = 120.0  # seconds of audio encoded at once, with padding at most twice as many
 GROUP_S = 480.0  # seconds of audio from which batches are put together
 LOUDNESS_WINDOW_S = 0.2  # a cut goes through the middle of the quietest window this long
 
@@ -186,8 +187,8 @@ class Transcriber:
         batch: list[int] = []
         for position, index in enumerate(order):
             batch.append(index)
-            following = order[position + 1] if position + 1 < len(order) else None
-            if following is None or len(features[following]) * (len(batch) + 1) > frames_at_once:
+            following = len(features[order[position + 1]]) if position + 1 < len(order) else math.inf
+            if sum(len(features[i]) for i in batch) + following > frames_at_once or following * (len(batch) + 1) > 2 * frames_at_once:
                 for i, log_probs in zip(batch, self._encode_batch([features[i] for i in batch]), strict=True):
                     results[i] = log_probs
                 batch = []

@@ -7,7 +7,6 @@ some at a time, those of similar lengths together. Memory does not grow with the
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +31,8 @@ from asr.checkpoint import (
 )
 from asr.ctc import forced_align
 from asr.decoder import DecoderConfig, decode
-from asr.encoder import load_encoder
+from asr.encoder import load as load_network
+from asr.encoder import run
 from asr.g2p import complete
 from asr.lexicon import Lexicon, read_lexicon
 from asr.lm import LanguageModel
@@ -46,7 +46,7 @@ from asr.vad import Vad, mark_silence
 
 MAX_PIECE_S = 20.0  # longest piece recognised at once
 MIN_PIECE_S = 8.0  # a cut is looked for from here on
-BATCH_S = 120.0  # seconds of audio encoded at once, with padding at most twice as many
+BATCH_S = 120.0  # about so many seconds of audio are encoded at once
 GROUP_S = 480.0  # seconds of audio from which batches are put together
 LOUDNESS_WINDOW_S = 0.2  # a cut goes through the middle of the quietest window this long
 
@@ -93,7 +93,7 @@ class Transcriber:
         self.lexicon = folder_lexicon(folder, " ".join(self.hotwords).split()) if self.lm is not None else None
         self.sounds = folder.sounds
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._encode = load_encoder(folder, self.num_threads)
+        self._network = load_network(folder)
 
     def transcribe(self, source: AudioSource | np.ndarray, sample_rate: int = SAMPLE_RATE) -> Transcript:
         """Return what is said in a path, the bytes of a file, a binary file object, or an array (N,) or (N, channels) at `sample_rate` Hz.
@@ -184,23 +184,12 @@ class Transcriber:
         results: list[np.ndarray] = [np.empty(0)] * len(features)
         frames_at_once = BATCH_S * self.features.sample_rate / self.features.hop_length
         order = sorted(range(len(features)), key=lambda i: len(features[i]))
-        batch: list[int] = []
-        for position, index in enumerate(order):
-            batch.append(index)
-            following = len(features[order[position + 1]]) if position + 1 < len(order) else math.inf
-            if sum(len(features[i]) for i in batch) + following > frames_at_once or following * (len(batch) + 1) > 2 * frames_at_once:
-                for i, log_probs in zip(batch, self._encode_batch([features[i] for i in batch]), strict=True):
-                    results[i] = log_probs
-                batch = []
+        batches = np.cumsum([len(features[i]) for i in order]) // frames_at_once  # the number of each one's batch
+        for _, group in groupby(zip(order, batches, strict=True), key=itemgetter(1)):
+            batch = [i for i, _ in group]
+            for i, log_probs in zip(batch, run(self._network, [features[i] for i in batch], num_threads=self.num_threads), strict=True):
+                results[i] = log_probs
         return results
-
-    def _encode_batch(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:
-        lengths = np.array([len(x) for x in features], dtype=np.int64)
-        padded = np.zeros((len(features), lengths.max(), self.features.num_mels), np.float32)  # (B, T, M)
-        for row, x in zip(padded, features, strict=True):
-            row[: len(x)] = x
-        log_probs, output_lengths = self._encode(padded, lengths)
-        return [x[:length] for x, length in zip(log_probs, output_lengths, strict=True)]
 
     def recognise(self, log_probs: np.ndarray, number: int, start_s: float, duration_s: float) -> Segment:
         """Return segment `number`, decoded from log_probs (T', V + S), which begins at start_s and lasts duration_s seconds."""

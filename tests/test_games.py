@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import soxr
 
-from asr.audio import load_audio
+from asr.audio import SAMPLE_RATE, load_audio
 from asr.manifest import read_manifest
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "games"
@@ -29,7 +29,7 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def speech(rate: int) -> np.ndarray:
-    return soxr.resample(load_audio(SPEECH), 16_000, rate)
+    return soxr.resample(load_audio(SPEECH), SAMPLE_RATE, rate)
 
 
 def speech_of_8_bits() -> bytes:
@@ -90,7 +90,8 @@ def write_sky(folder: Path) -> None:
     def codes(node: int = 0, code: str = "") -> dict[str, str]:
         return codes(node + 1, code + "0") | codes(RIGHT[node], code + "1") if TREE[node] == "\1" else {TREE[node]: code}
 
-    coded = ["".join(codes()[letter] for letter in text + "\0") for text in (TEXT, OTHER)]
+    table = codes()
+    coded = ["".join(table[letter] for letter in text + "\0") for text in (TEXT, OTHER)]
     coded = [bits + "0" * (-len(bits) % 16) for bits in coded]
     section = bytes([4, 0, 6, 0, *(0x80 | len(bits) // 16 for bits in coded)]) + int("".join(coded), 2).to_bytes(sum(map(len, coded)) // 8, "big")
     whole, samples = 1 << 23, bytes(22) + speech_of_8_bits() + b"\0"
@@ -157,8 +158,8 @@ def test_keeps_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert [u.id for u in kept] == ["sky-00000", "queen-JOE00412", "queen-C____011", "drascula-0"]
     assert {u.text for u in kept} == {"unless to be rather cold hearted and rather selfish is to be ill disposed"}
     for u in kept:
-        assert len(load_audio(u.audio_filepath)) / 16_000 == pytest.approx(u.duration, abs=1e-4)
-        assert u.duration == pytest.approx(len(load_audio(SPEECH)) / 16_000, abs=0.15)  # MP3 adds silence
+        assert len(load_audio(u.audio_filepath)) / SAMPLE_RATE == pytest.approx(u.duration, abs=1e-4)
+        assert u.duration == pytest.approx(len(load_audio(SPEECH)) / SAMPLE_RATE, abs=0.15)  # MP3 adds silence
     assert "queen.1c: 3 lines, 2 kept" in capsys.readouterr().out
 
 

@@ -67,35 +67,37 @@ class _Denominator(torch.autograd.Function):
 def _forward_backward(log_probs: Tensor, lengths: Tensor, transitions: Tensor) -> tuple[Tensor, Tensor]:
     """Return the denominator (B,) and its gradient with respect to log_probs: how probable each token is at each frame, (B, T', V)."""
     batch, num_frames, size = log_probs.shape
-    probs = log_probs.exp().transpose(0, 1).contiguous()  # (T', B, V)
+    probs = log_probs.exp().transpose(0, 1)  # (T', B, V)
+    probs = torch.cat([probs, probs[:, :, BLANK_ID : BLANK_ID + 1].expand(-1, -1, size)], dim=2)  # (T', B, 2 V): of the states' tokens
     ends = transitions[:, BLANK_ID].repeat(2)  # (2 V,): of the tokens' states, then of the blanks'
     inner = transitions.clone()
     inner[:, BLANK_ID] = 0
+    same = torch.eye(size, device=inner.device)
     without_repeats = inner - torch.diag(inner.diagonal())  # a token is repeated only across a blank
-    steps = torch.cat([without_repeats + torch.eye(size, device=inner.device), inner])  # (2 V, V): to a token's state
-    steps[:, BLANK_ID] = 0
+    without_repeats[:, BLANK_ID] = 0
+    to_tokens = torch.cat([without_repeats + same, inner])
+    to_tokens[:, BLANK_ID] = 0
+    steps = torch.cat([to_tokens, same.repeat(2, 1)], dim=1)  # (2 V, 2 V)
+    alphas = probs.new_zeros(num_frames + 1, batch, 2 * size)  # before each frame, and after the last, summing to 1
+    alphas[0, :, size + BLANK_ID] = 1
+    scales = probs.new_empty(num_frames, batch, 1)
+    for alpha, frame, scale, new in zip(alphas, probs, scales, alphas[1:], strict=False):
+        torch.matmul(alpha, steps, out=new)
+        new *= frame
+        torch.sum(new, dim=1, keepdim=True, out=scale)
+        new /= scale
     inside = torch.arange(num_frames, device=lengths.device)[:, None] < lengths  # (T', B)
-    scaled = probs.new_zeros(num_frames + 1, batch, 2 * size)  # before each frame, and after the last
-    scaled[0, :, size + BLANK_ID] = 1
-    total = probs.new_zeros(batch)
-    for t in range(num_frames):
-        alpha = scaled[t]
-        new = torch.cat([(alpha @ steps) * probs[t], (alpha[:, :size] + alpha[:, size:]) * probs[t, :, :1]], dim=1)
-        scale = new.sum(dim=1, keepdim=True)
-        total += torch.where(inside[t], scale[:, 0].log(), 0.0)
-        scaled[t + 1] = torch.where(inside[t, :, None], new / scale, alpha)
-    last = scaled[num_frames] @ ends
-    total += last.log()
-    occupancy = torch.zeros_like(probs)
-    beta = (ends / last[:, None]).contiguous()  # (B, 2 V)
+    last = alphas[lengths, torch.arange(batch, device=lengths.device)] @ ends
+    total = last.log() + scales[..., 0].log().where(inside, 0.0).sum(dim=0)
+    scaled, is_last = probs / scales, torch.arange(num_frames, device=lengths.device)[:, None, None] == lengths[:, None] - 1  # (T', B, 1)
+    end, back = ends / last[:, None], steps.T.contiguous()  # (B, 2 V), (2 V, 2 V)
+    betas = torch.empty_like(probs)  # after each frame
+    beta = end
     for t in reversed(range(num_frames)):
-        tokens, blanks = beta[:, :size] * probs[t], beta[:, size:] * probs[t, :, :1]
-        alpha = scaled[t]
-        from_tokens = tokens * (alpha @ steps)  # (B, V)
-        from_blanks = (blanks * (alpha[:, :size] + alpha[:, size:])).sum(dim=1)
-        raw = from_tokens.sum(dim=1) + from_blanks  # the frame's scale, and 1 in exact arithmetic after division by it
-        from_tokens[:, BLANK_ID] += from_blanks
-        occupancy[t] = torch.where(inside[t, :, None], from_tokens / raw[:, None], 0.0)
-        before = tokens @ steps.T + blanks.repeat(1, 2)
-        beta = torch.where(inside[t, :, None], before / raw[:, None], beta)
+        torch.where(is_last[t], end, beta, out=betas[t])
+        beta = (betas[t] * scaled[t]) @ back
+    occupancy = alphas[1:] * betas
+    occupancy = (occupancy / occupancy.sum(dim=2, keepdim=True)).where(inside[..., None], 0.0)
+    blank = occupancy[..., :1] + occupancy[..., size:].sum(dim=2, keepdim=True)
+    occupancy = torch.cat([blank, occupancy[..., 1:size]], dim=2)
     return total, occupancy.transpose(0, 1)

@@ -218,10 +218,15 @@ class Recurrence(nn.Module):
 
 
 def run_cell(cell: nn.RNNBase, x: Tensor) -> Tensor:
-    """Return the hidden states (T, B, H) of x (T, B, C)."""
-    if x.device.type != "cpu":
+    """Return the hidden states (T, B, H) of x (T, B, C).
+
+    Where products are in bfloat16, recurrences are in float32: on a CPU they are slow in bfloat16, and on a GPU torch takes float16 instead,
+    in which gradients vanish that nobody has scaled.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
         return cell(x)[0]  # type: ignore[no-any-return]
-    with torch.autocast("cpu", enabled=False):  # on a CPU torch's recurrences are slow in bfloat16
+    with torch.autocast(device, enabled=False):
         return cell(x.float())[0]  # type: ignore[no-any-return]
 
 

@@ -81,14 +81,14 @@ class Student(nn.Module):
     def __init__(self, network: AcousticModel, size: int) -> None:
         super().__init__()
         self.network = network
-        self.foretelling = nn.Linear(network.output.in_features, size)
+        self.foretelling = nn.Linear(network.output.in_features, size * network.config.outputs_per_frame)
         nn.init.zeros_(self.foretelling.weight)
         nn.init.zeros_(self.foretelling.bias)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what AcousticModel.forward does, and the frames (B, T'', D) that the network takes the teacher's to be."""
+        """Return what AcousticModel.forward does, and the frames (B, T', D) that the network takes the teacher's to be."""
         x, output_lengths = self.network.encode(features, lengths)
-        return self.network.classify(x), output_lengths, self.foretelling(x)
+        return self.network.classify(x), output_lengths, self.foretelling(x).unflatten(2, (self.network.config.outputs_per_frame, -1)).flatten(1, 2)
 
 
 def teacher_loss(estimate: Tensor, frames: Tensor, lengths: Tensor) -> Tensor:

@@ -422,7 +422,7 @@ def _read_teacher(config: TrainConfig, utterances: Sequence[Utterance]) -> Teach
     if not config.teacher:
         return None
     teacher = TeacherFrames(config.teacher)
-    rate = config.features.sample_rate / config.features.hop_length / config.model.subsampling
+    rate = config.features.sample_rate / config.features.hop_length / config.model.subsampling * config.model.outputs_per_frame
     if teacher.rate != rate:
         raise TrainingError(f"teacher: {config.teacher} has {teacher.rate:g} frames a second, the network {rate:g}")
     for utterance in utterances:
@@ -666,7 +666,7 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
         pairs=run.bigram, names=names,
     ) / views  # fmt: skip
     for estimate in foretold:
-        frames, frame_lengths = teacher.repeat(views, 1, 1), teacher_lengths.repeat(views).minimum(output_lengths // config.model.outputs_per_frame)
+        frames, frame_lengths = teacher.repeat(views, 1, 1), teacher_lengths.repeat(views).minimum(output_lengths)
         loss = loss + config.teacher_weight * teacher_loss(estimate, frames, frame_lengths) / views
     if config.consistency:
         first, second = log_probs.chunk(2)  # (2 B, T', V) -> 2 x (B, T', V)

@@ -25,6 +25,10 @@ def main() -> None:
     parser.add_argument("--batch-seconds", type=float, default=100.0, help="seconds of audio a step (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=3, help="recurrent layers (default: %(default)s)")
+    parser.add_argument("--hidden-size", type=int, default=256, help="units of a layer in each direction (default: %(default)s)")
+    parser.add_argument("--precision", default="auto", help="of the products: auto, float32, bfloat16 or float16 (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read and augment speech (default: %(default)s)")
     arguments = parser.parse_args()
     utterances = sorted(read_manifest(arguments.manifest), key=lambda utterance: hash_of(utterance.id))
     print("| hours | steps | s an epoch | audio s a s | waiting for the loader | features, forward, loss | backward | optimiser, average | peak MB |")
@@ -39,7 +43,7 @@ def main() -> None:
                 seconds += utterance.duration
             write_manifest(Path(folder) / "part.jsonl", part)
             context = multiprocessing.get_context("spawn")
-            child = context.Process(target=run_epoch, args=(Path(folder), arguments.batch_seconds, arguments.threads, arguments.device))
+            child = context.Process(target=run_epoch, args=(Path(folder), arguments))
             child.start()
             child.join()
             if child.exitcode:
@@ -55,19 +59,20 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def run_epoch(folder: Path, batch_s: float, num_threads: int, device: str) -> None:
+def run_epoch(folder: Path, arguments: argparse.Namespace) -> None:
     """Train an epoch on part.jsonl and write figures.json: seconds of the epoch and of its parts, steps, peak memory without the loader's process."""
     import torch
 
     import asr.train
+    from asr.model import ModelConfig
     from asr.train import TrainConfig, train
 
     seconds: defaultdict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **named: Any) -> Any:
-            with clock(seconds, name, device):
-                return function(*arguments, **named)
+        def run(*positional: Any, **named: Any) -> Any:
+            with clock(seconds, name, arguments.device):
+                return function(*positional, **named)
 
         return run
 
@@ -75,7 +80,17 @@ def run_epoch(folder: Path, batch_s: float, num_threads: int, device: str) -> No
     asr.train._step = timed("step", asr.train._step)
     torch.Tensor.backward = timed("backward", torch.Tensor.backward)  # type: ignore[method-assign]
     asr.train._train_epoch = timed("epoch", asr.train._train_epoch)
-    config = TrainConfig(train_manifests=(str(folder / "part.jsonl"),), batch_s=batch_s, epochs=1, warmup_epochs=0.5, precision="auto", num_threads=num_threads, device=device)
+    config = TrainConfig(
+        train_manifests=(str(folder / "part.jsonl"),),
+        model=ModelConfig(num_layers=arguments.layers, hidden_size=arguments.hidden_size),
+        batch_s=arguments.batch_seconds,
+        epochs=1,
+        warmup_epochs=0.5,
+        precision=arguments.precision,
+        num_threads=arguments.threads,
+        num_workers=arguments.workers,
+        device=arguments.device,
+    )
     result = train(config, folder / "run")
     figures = {
         **seconds,

@@ -21,7 +21,7 @@ import soundfile
 import torch
 
 from asr.audio import SAMPLE_RATE
-from asr.checkpoint import load_model_folder, save_decoder_settings, save_model_folder
+from asr.checkpoint import load_model_folder, load_network, save_decoder_settings, save_model_folder
 from asr.corpora import librispeech
 from asr.corpora.pack import ENGLISH_PACKS, prepare_pack
 from asr.lexicon import read_lexicon
@@ -168,8 +168,8 @@ def test_english_trains_from_packs_with_noise(
     run_recipe(RECIPES / "english" / "lexicon.py", *options, *files, monkeypatch=monkeypatch)
     lexicon = read_lexicon(tmp_path / "lexicon.txt")
     assert lexicon.first["three"] == "Tri" and "wine" in lexicon.first and "on" not in lexicon.first
-    out, own = tmp_path / "run", ("--lexicon", tmp_path / "lexicon.txt")
-    run_recipe(script, *options, "--out", out, *own, *ONE_EPOCH, monkeypatch=monkeypatch)
+    out, own, small = tmp_path / "run", ("--lexicon", tmp_path / "lexicon.txt"), ("--hidden-size", 64)
+    run_recipe(script, *options, "--out", out, *own, *small, *ONE_EPOCH, monkeypatch=monkeypatch)
     assert load_model_folder(out / "best").sounds == lexicon.sounds
     assert "dev WER" in capsys.readouterr().out
     for name, module in fake_whisper().items():
@@ -182,9 +182,38 @@ def test_english_trains_from_packs_with_noise(
     moving = frames.std(axis=0) > 0  # a unit of the reader may be the same for all frames
     assert abs(frames.mean(axis=0)).max() < 0.02 and abs(frames.std(axis=0)[moving] - 1).max() < 0.02
     taught = tmp_path / "taught"
-    run_recipe(script, *options, "--out", taught, *own, "--teacher", teacher, *ONE_EPOCH, monkeypatch=monkeypatch)
+    run_recipe(script, *options, "--out", taught, *own, *small, "--teacher", teacher, *ONE_EPOCH, monkeypatch=monkeypatch)
     losses = [json.loads((folder / "log.jsonl").read_text().splitlines()[0])["loss"] for folder in (out, taught)]
     assert losses[1] > 1.1 * losses[0]  # the frames' squared error stands beside the rest
+
+
+def test_a_wider_model_begins_with_the_states_of_the_one_it_was_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    source = AcousticModel(ModelConfig(num_layers=3, residual_layers=1, hidden_size=8, conv_channels=8, dropout=0.0))
+    for weight in source.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    own = {"features": FeatureConfig(), "vocabulary": ENGLISH, "info": {}, "card": ""}
+    save_model_folder(tmp_path / "small", source, **own)  # type: ignore[arg-type]
+    options = (tmp_path / "small", "--hidden-size", 12, "--out", tmp_path / "wide")
+    run_recipe(RECIPES / "english" / "grow.py", *options, monkeypatch=monkeypatch)
+    small, wide = (load_network(load_model_folder(tmp_path / name)) for name in ("small", "wide"))
+    assert wide.config.hidden_size == 12
+    x, reversal = torch.randn(5, 2, 8), torch.arange(5).flip(0)[:, None, None].expand(-1, 2, -1)
+    states, wider = small.layers[0](x, reversal), wide.layers[0](x, reversal)
+    old = [*range(8), *range(12, 20)]
+    assert torch.allclose(wider[..., old], states, atol=1e-6)
+    assert not wider[..., 8:12].any() and not wider[..., 20:].any()
+    centred = states - states.mean(dim=2, keepdim=True)
+    zeros_between = torch.zeros_like(wider).index_copy(2, torch.tensor(old), centred)
+    expected = small.layers[1](small.norms[1](centred), reversal)
+    assert torch.allclose(wide.layers[1](wide.norms[1](zeros_between), reversal)[..., old], expected, atol=1e-3)
+    expected, found = (network.output(y) for network, y in ((small, centred), (wide, zeros_between)))
+    assert torch.allclose(found, expected, atol=1e-2)
+    wide.requires_grad_(True)
+    wide(torch.randn(1, 40, 80), torch.tensor([40]))[0][..., 1].sum().backward()
+    assert wide.layers[0].forward_cell.weight_ih_l0.grad[2 * 12 + 8 :].any()  # the new units learn
+    with pytest.raises(SystemExit, match="expected a GRU of fewer than 8 units"):
+        run_recipe(RECIPES / "english" / "grow.py", *options[:1], "--hidden-size", 8, *options[3:], monkeypatch=monkeypatch)
 
 
 def fake_whisper() -> dict[str, types.ModuleType]:

@@ -15,7 +15,8 @@ from test_train import Stop, small_config, stop_at_step, weights_hash
 
 from asr.checkpoint import load_training_state
 from asr.manifest import Utterance, read_manifest
-from asr.teacher import FRAMES_NAME, TeacherError, TeacherFrames, teacher_loss, write_index
+from asr.model import AcousticModel, ModelConfig
+from asr.teacher import FRAMES_NAME, Student, TeacherError, TeacherFrames, teacher_loss, write_index
 from asr.train import TrainConfig, TrainingError, train
 
 Tones = Callable[..., Path]
@@ -59,6 +60,15 @@ def test_the_loss_is_the_squared_error_within_the_lengths() -> None:
     estimate, frames = torch.randn(2, 7, 3), torch.randn(2, 5, 3)
     expected = sum(float(((estimate[b, :n] - frames[b, :n]) ** 2).mean(dim=-1).sum()) for b, n in ((0, 5), (1, 2)))
     assert float(teacher_loss(estimate, frames, torch.tensor([5, 2]))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_output_frame_of_a_network_has_its_foretold_one() -> None:
+    config = ModelConfig(num_layers=1, hidden_size=8, conv_channels=8, subsampling=8, outputs_per_frame=2)
+    student = Student(AcousticModel(config), 5)
+    torch.nn.init.normal_(student.foretelling.bias)
+    log_probs, lengths, foretold = student(torch.randn(2, 24, 80), torch.tensor([24, 16]))
+    assert log_probs.shape == (2, 6, 29) and lengths.tolist() == [6, 4]
+    assert torch.allclose(foretold, student.foretelling.bias.view(1, 2, 5).repeat(2, 3, 1))
 
 
 def taught(manifest: Path, folder: Path, rate: float = RATE, **changes: object) -> TrainConfig:

@@ -39,11 +39,16 @@ def main() -> None:
     parser.add_argument("--consistency", type=float, default=0.0, help="weight of the consistency loss, 0: one view of each utterance (default: %(default)s)")
     parser.add_argument("--dropout", type=float, default=0.1, help="between layers (default: %(default)s)")
     parser.add_argument("--teacher", default="", help="folder of a teacher's frames of all this speech, written by teacher.py (default: none)")
-    parser.add_argument("--teacher-weight", type=float, default=1.5, help="weight of their squared error (default: %(default)s)")
+    parser.add_argument("--teacher-weight", type=float, default=2.5, help="weight of their squared error (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=6, help="recurrent layers, of which all after the third add to what they read (default: %(default)s)")
+    parser.add_argument("--hidden-size", type=int, default=384, help="units of a layer in each direction (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from, its layers as many or fewer (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
     parser.add_argument("--validate-epochs", type=int, default=1, help="epochs from one validation to the next (default: %(default)s)")
+    parser.add_argument("--mmi", type=float, default=0.8, help="weight of the MMI loss (default: %(default)s)")
+    parser.add_argument("--precision", default="auto", help="of the products: auto, float32, bfloat16 or float16 (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that read and augment speech (default: %(default)s)")
+    parser.add_argument("--ema-decay", type=float, default=0.998, help="of the running mean of the weights, a step (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0: all cores (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's last state")
@@ -63,19 +68,27 @@ def main() -> None:
         init=arguments.init,
         sounds=sounds,
         lexicon=str(arguments.lexicon),
-        model=ModelConfig(dropout=arguments.dropout, num_sounds=len(sounds), num_layers=arguments.layers, residual_layers=max(arguments.layers - 3, 0)),
+        model=ModelConfig(
+            dropout=arguments.dropout,
+            num_sounds=len(sounds),
+            num_layers=arguments.layers,
+            residual_layers=max(arguments.layers - 3, 0),
+            hidden_size=arguments.hidden_size,
+        ),
         augment=AUGMENT,
         epochs=arguments.epochs,
         batch_s=arguments.batch_seconds,
         learning_rate=arguments.learning_rate,
         warmup_epochs=0.1,
         validate_epochs=arguments.validate_epochs,
-        ema_decay=0.998,
+        ema_decay=arguments.ema_decay,
         consistency=arguments.consistency,
         spelling=0.3,
         teacher=arguments.teacher,
         teacher_weight=arguments.teacher_weight,
-        precision="auto",
+        precision=arguments.precision,
+        mmi=arguments.mmi,
+        num_workers=arguments.workers,
         device=arguments.device,
         num_threads=arguments.threads,
     )

@@ -91,7 +91,7 @@ class TrainConfig:
     (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. spelling: weight of the CTC loss of the spellings where pronunciations are
     learned too. teacher: folder of another network's frames of the same speech (asr/teacher.py), which the network learns to foretell beside
     its outputs; teacher_weight: of their squared error in the loss. precision: of the products; "auto" is bfloat16 where the processor
-    has it, else float32. init: a model folder to start from, its language model included,
+    has it, else float32. Beside bfloat16 a GPU's recurrences are float32. init: a model folder to start from, its language model included,
     with which dev WER is then measured. patience: validations without a better dev
     WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
     """

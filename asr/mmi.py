@@ -74,7 +74,6 @@ def _forward_backward(log_probs: Tensor, lengths: Tensor, transitions: Tensor) -
     inner[:, BLANK_ID] = 0
     same = torch.eye(size, device=inner.device)
     without_repeats = inner - torch.diag(inner.diagonal())  # a token is repeated only across a blank
-    without_repeats[:, BLANK_ID] = 0
     to_tokens = torch.cat([without_repeats + same, inner])
     to_tokens[:, BLANK_ID] = 0
     steps = torch.cat([to_tokens, same.repeat(2, 1)], dim=1)  # (2 V, 2 V)
@@ -86,10 +85,11 @@ def _forward_backward(log_probs: Tensor, lengths: Tensor, transitions: Tensor) -
         new *= frame
         torch.sum(new, dim=1, keepdim=True, out=scale)
         new /= scale
-    inside = torch.arange(num_frames, device=lengths.device)[:, None] < lengths  # (T', B)
+    frames = torch.arange(num_frames, device=lengths.device)[:, None]
+    inside, is_last = frames < lengths, (frames == lengths - 1)[..., None]  # (T', B), (T', B, 1)
     last = alphas[lengths, torch.arange(batch, device=lengths.device)] @ ends
     total = last.log() + scales[..., 0].log().where(inside, 0.0).sum(dim=0)
-    scaled, is_last = probs / scales, torch.arange(num_frames, device=lengths.device)[:, None, None] == lengths[:, None] - 1  # (T', B, 1)
+    scaled = probs / scales
     end, back = ends / last[:, None], steps.T.contiguous()  # (B, 2 V), (2 V, 2 V)
     betas = torch.empty_like(probs)  # after each frame
     beta = end

@@ -38,22 +38,28 @@ def widen(source: AcousticModel, network: AcousticModel) -> None:
     """
     old, new = source.config.hidden_size, network.config.hidden_size
     weights = source.state_dict()
+    # Where the numbers of old units stand among the new ones, in layers' outputs and in gates.
+    states = torch.cat([torch.arange(old) + new * direction for direction in range(2 if source.config.bidirectional else 1)])
+    rows = torch.cat([torch.arange(old) + new * gate for gate in range(3)])
+    scale = math.sqrt(old / new)
     for name, parameter in network.named_parameters():
         weight = weights[name]
-        places = [torch.arange(size) for size in weight.shape]  # of the old numbers among the new ones
-        if name.startswith("layers."):
-            size = len(parameter) // 3
-            candidate = parameter[2 * size + old :]  # of the new units
-            candidate[..., : old if "weight_hh" in name else None] = 0
-            places[0] = torch.cat([torch.arange(old) + new * gate for gate in range(3)])
-        wide = -1 if parameter.shape[-1] != weight.shape[-1] else None
-        if wide is not None and "weight_hh" not in name and not (name.startswith("layers.") and "bias" in name):
-            places[-1] = torch.cat([torch.arange(old) + new * d for d in range(weight.shape[-1] // old)])
-        if wide is not None and name.startswith("norms."):
-            scale = math.sqrt(old / new) if "weight" in name else 1.0
-            parameter.fill_(scale * weight.mean() if "weight" in name else 0.0)
-            weight = scale * weight
-        parameter[torch.meshgrid(*places, indexing="ij")] = weight
+        if parameter.shape == weight.shape:
+            parameter.copy_(weight)
+        elif name.startswith("norms."):
+            if name.endswith("weight"):
+                weight = scale * weight
+            parameter.fill_(weight.mean() if name.endswith("weight") else 0.0)
+            parameter[states] = weight
+        elif name.startswith("output."):
+            parameter[:, states] = weight
+        elif "bias" in name:
+            parameter[2 * new + old :] = 0  # the candidate of the new units
+            parameter[rows] = weight
+        else:
+            columns = torch.arange(old) if "weight_hh" in name else states if parameter.shape[1] != weight.shape[1] else torch.arange(weight.shape[1])
+            parameter[2 * new + old :, : old if "weight_hh" in name else None] = 0
+            parameter[rows[:, None], columns] = weight
 
 
 if __name__ == "__main__":

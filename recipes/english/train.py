@@ -26,7 +26,7 @@ AUGMENT = AugmentConfig(
 )
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpora", type=Path, required=True, help="folder of the packs, NAME.tar and NAME.jsonl each")
     parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="MANIFEST", help="more speech to train on, such as that of recipes/games")
@@ -52,7 +52,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0: all cores (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's last state")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
     train_manifest, dev_manifests = prepare_english(arguments.corpora, arguments.data)

@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from asr import layers
+from asr import layers, tiles
 from asr.checkpoint import CheckpointError, ModelFolder, load_weights
+from asr.tiles import FAST_BYTES, GROUP, ROWS, Weights, aligned
 
 CELLS = {"gru": layers.GRU, "lstm": layers.LSTM, "rnn_tanh": layers.RNN_TANH, "rnn_relu": layers.RNN_RELU}
 NUM_GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
 KERNEL = 3  # frames seen by a subsampling convolution
-LINE = 16  # floats of a cache line; arrays that begin with one are read fastest
 NORM_EPSILON = 1e-5
+PRECISIONS = ("auto", "int8", "float32")
 
 Encoder = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 State = list[np.ndarray]
@@ -31,19 +32,19 @@ State = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Linear:
-    """weights (K, J), bias (J,): x -> x @ weights + bias."""
+    """x -> x @ weights (K, J) + bias (J,), which has zeros behind it up to the last panel's end. num_columns: J."""
 
-    weights: np.ndarray
+    weights: Weights
     bias: np.ndarray
+    num_columns: int
 
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of a layer: U and the biases that need not wait, V (H, G H), and the bias added to V h."""
+    """One direction of a layer: U and the biases that need not wait, and V (H, G H) with the bias added to V h."""
 
     inputs: Linear
-    recurrent: np.ndarray
-    bias: np.ndarray
+    recurrent: Linear
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,14 @@ class Network:
         return int(2 ** len(self.convs))
 
 
-def load_encoder(folder: ModelFolder, num_threads: int = 0) -> Encoder:
+def load_encoder(folder: ModelFolder, num_threads: int = 0, *, precision: str = "auto") -> Encoder:
     """Return (features (B, T, M), lengths (B,)) -> (log_probs (B, T', V + S), lengths (B,)) of a model folder; num_threads 0: one a core.
+
+    precision: as for load.
 
     Raises CheckpointError for weights that cannot be read or do not fit the config.
     """
-    network = load(folder)
+    network = load(folder, precision)
     num_threads = num_threads or len(os.sched_getaffinity(0))
 
     def encode(features: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,19 +96,29 @@ def load_encoder(folder: ModelFolder, num_threads: int = 0) -> Encoder:
     return encode
 
 
-def load(folder: ModelFolder) -> Network:
-    """Return the network of a model folder. Raises CheckpointError for weights that cannot be read or do not fit the config."""
+def load(folder: ModelFolder, precision: str = "auto") -> Network:
+    """Return the network of a model folder.
+
+    precision: of the recurrent layers' products. "int8" rounds weights and inputs to 8 bits, "auto" does so where the processor has
+    instructions for that, and "float32" leaves them. A ReLU network, whose states know no bound, is always in float32.
+    Raises CheckpointError for weights that cannot be read or do not fit the config, ValueError for another precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
+    as_bytes = (precision == "int8" or (precision == "auto" and FAST_BYTES)) and folder.network.get("cell") != "rnn_relu"
     weights = load_weights(folder)
     try:
         if folder.network.get("num_mels") != folder.features.num_mels:
             raise ValueError(f"{folder.network.get('num_mels')} mel bins in the network, {folder.features.num_mels} in the features")
-        return pack(folder.network, weights)
+        return pack(folder.network, weights, as_bytes=as_bytes)
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder.path}: the weights do not fit the network of the config: {error}") from error
 
 
-def pack(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Network:
+def pack(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, as_bytes: bool = False) -> Network:
     """Return the network of a config, the fields of asr.model.ModelConfig, and its weights by their names in asr.model.AcousticModel.
+
+    as_bytes: those of the recurrent layers are rounded to 8 bits.
 
     Raises ValueError, KeyError or TypeError where they do not fit.
     """
@@ -117,7 +130,7 @@ def pack(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Networ
         kernel = weights[f"convs.{i}.weight"]  # (C', C, KERNEL)
         convs.append(_linear(kernel.transpose(2, 1, 0).reshape(-1, len(kernel)), weights[f"convs.{i}.bias"]))
     stack = tuple(
-        tuple(_direction(weights, i, name, config["cell"]) for name in _directions(config)) for i in range(config["num_layers"])
+        tuple(_direction(weights, i, name, config["cell"], as_bytes) for name in _directions(config)) for i in range(config["num_layers"])
     )
     output = _normed(weights, config["num_layers"], weights["output.weight"].T, weights["output.bias"])
     return Network(
@@ -193,7 +206,7 @@ def run(network: Network, features: Sequence[np.ndarray], *, num_threads: int = 
         ends = np.cumsum([len(x) for x in utterances])
         x = np.concatenate(utterances)  # (N, C)
         for number, layer in enumerate(network.layers):
-            x = network.after(number, x, _recur(threads, network.cell, layer, _normalise(x), np.diff(ends, prepend=0)))
+            x = network.after(number, x, _recur(threads, network.cell, layer, _normalise(threads, x), np.diff(ends, prepend=0)))
         log_probs = _classify(threads, network, x)
     for i, end, x in zip(order, ends, utterances, strict=True):
         first, last = (end - len(x)) * network.outputs_per_frame, end * network.outputs_per_frame
@@ -210,20 +223,20 @@ def step(network: Network, features: np.ndarray, state: State | None = None) -> 
         raise ValueError("a bidirectional model needs the whole utterance; train with --one-directional for streaming")
     if len(features) % network.subsampling or not len(features):
         raise ValueError(f"expected a multiple of {network.subsampling} frames, found {len(features)}")
-    previous = iter(state or [])
+    previous, threads = iter(state or []), _Threads(1)
     x, new_state = np.asarray(features, np.float32), []
     for conv in network.convs:
         x = np.concatenate([next(previous, np.zeros((KERNEL - 1, x.shape[1]), np.float32)), x])
         new_state.append(x[1 - KERNEL :].copy())
-        x = _product(_Threads(1), x.reshape(-1), 2 * x.shape[1], conv, (len(x) - 1) // 2)
-        np.maximum(x, 0, out=x)
+        x = np.maximum(_product(threads, x.reshape(-1), 2 * x.shape[1], conv, (len(x) - 1) // 2)[:, : conv.num_columns], 0)
     for number, (direction,) in enumerate(network.layers):
-        hidden = next(previous, np.zeros((2, len(direction.recurrent)), np.float32)).copy()  # h and, of an LSTM, c
-        y = _aligned(len(x), len(direction.recurrent))
-        _run_direction(network.cell, direction, 1, _normalise(x), np.array([0]), np.array([len(x)]), hidden, y, 0)
+        size = direction.recurrent.weights.depth
+        hidden = next(previous, np.zeros((2, size), np.float32)).copy()  # h and, of an LSTM, c
+        y = aligned((len(x), size))
+        _run_direction(network.cell, direction, 1, _normalise(threads, x), np.array([0]), np.array([len(x)]), hidden, y, 0)
         new_state.append(hidden)
         x = network.after(number, x, y)
-    return _classify(_Threads(1), network, x), new_state
+    return _classify(threads, network, x), new_state
 
 
 class _Threads:
@@ -241,12 +254,21 @@ class _Threads:
 
 
 def _product(threads: _Threads, a: np.ndarray, stride: int, linear: Linear, num_rows: int) -> np.ndarray:
-    """Return (num_rows, J): asr.layers.product, its rows divided among the threads."""
-    out = _aligned(num_rows, len(linear.bias))
-    share = -(-num_rows // (4 * threads.num)) * 4
-    tasks = [(a[first * stride :], stride, linear.weights, linear.bias, out[first : first + share]) for first in range(0, num_rows, share)]
-    threads.run(_compiled_product(), tasks)
+    """Return (num_rows, J or more): asr.layers.product, its rows divided among the threads."""
+    out = aligned((num_rows, len(linear.bias)))
+    share = -(-num_rows // (ROWS * threads.num)) * ROWS
+    tasks = [(a[first * stride :], stride, linear, out[first : first + share]) for first in range(0, num_rows, share)]
+    threads.run(_multiply, tasks)
     return out
+
+
+def _multiply(a: np.ndarray, stride: int, linear: Linear, out: np.ndarray) -> None:
+    _compiled_product()(a, stride, linear.weights, linear.bias, _memory(layers.BLOCK, linear.weights), out)
+
+
+def _memory(num_rows: int, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+    """Return what asr.layers.multiply wants for rows in bytes."""
+    return np.zeros((num_rows, GROUP * weights.bytes.shape[1]), np.uint8), np.zeros(num_rows, np.float32)
 
 
 def _convolve(threads: _Threads, conv: Linear, utterances: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -257,12 +279,12 @@ def _convolve(threads: _Threads, conv: Linear, utterances: Sequence[np.ndarray])
     """
     sizes = [KERNEL - 1 + len(x) + len(x) % 2 for x in utterances]
     firsts = np.cumsum([0, *sizes])
-    padded = _aligned(firsts[-1] + 1, utterances[0].shape[1])
+    padded = aligned((firsts[-1] + 1, utterances[0].shape[1]))
     for x, first in zip(utterances, firsts, strict=False):
         padded[first : first + 2] = 0
         padded[first + 2 : first + 2 + len(x)] = x
         padded[first + 2 + len(x) : first + 3 + len(x)] = 0
-    result = _product(threads, padded.reshape(-1), 2 * padded.shape[1], conv, firsts[-1] // 2)
+    result = _product(threads, padded.reshape(-1), 2 * padded.shape[1], conv, firsts[-1] // 2)[:, : conv.num_columns]
     np.maximum(result, 0, out=result)
     return [result[first // 2 : first // 2 + (len(x) + 1) // 2] for x, first in zip(utterances, firsts, strict=False)]
 
@@ -272,8 +294,8 @@ def _recur(threads: _Threads, cell: str, layer: tuple[Direction, ...], x: np.nda
 
     Directions run beside each other and, where there are more threads, utterances too.
     """
-    size = len(layer[0].recurrent)
-    out = _aligned(len(x), len(layer) * size)
+    size = layer[0].recurrent.weights.depth
+    out = aligned((len(x), len(layer) * size))
     starts = np.cumsum(lengths) - lengths
     num_groups = min(-(-threads.num // len(layer)), len(lengths))
     bounds = [len(lengths) * g // num_groups for g in range(num_groups + 1)]
@@ -291,19 +313,19 @@ def _run_direction(
 ) -> None:
     """Run one direction over utterances that follow one another in x (N, C), from and to the state (2, B H): h and, of an LSTM, c."""
     first, last = starts[0], starts[-1] + lengths[-1]
-    width = len(direction.bias)
-    inputs = _aligned(last - first, width)
-    _compiled_product()(x[first:last].reshape(-1), x.shape[1], direction.inputs.weights, direction.inputs.bias, inputs)
-    sums = _aligned(len(lengths), width)
+    recurrent = direction.recurrent
+    inputs = aligned((last - first, len(recurrent.bias)))
+    _multiply(x[first:last].reshape(-1), x.shape[1], direction.inputs, inputs)
+    sums, memory = aligned((len(lengths), len(recurrent.bias))), _memory(len(lengths), recurrent.weights)
     _compiled_recur()(
-        CELLS[cell], inputs, direction.recurrent, direction.bias, starts - first, lengths, step, sums, state[0], state[1], out[first:last], left
+        CELLS[cell], inputs, recurrent.weights, recurrent.bias, memory, starts - first, lengths, step, sums, state[0], state[1], out[first:last], left
     )
 
 
 def _classify(threads: _Threads, network: Network, x: np.ndarray) -> np.ndarray:
     """Return log_probs (N * outputs_per_frame, V + S) of the last layer's states (N, C)."""
-    normed = _normalise(x)
-    logits = _product(threads, normed.reshape(-1), x.shape[1], network.output, len(x)).reshape(-1, network.num_outputs)
+    normed = _normalise(threads, x)
+    logits = _product(threads, normed.reshape(-1), x.shape[1], network.output, len(x))[:, : network.output.num_columns].reshape(-1, network.num_outputs)
     for part in np.split(logits, [network.vocabulary_size], axis=1):  # views
         if part.size:
             part -= part.max(axis=1, keepdims=True)
@@ -311,45 +333,36 @@ def _classify(threads: _Threads, network: Network, x: np.ndarray) -> np.ndarray:
     return logits
 
 
-def _normalise(x: np.ndarray) -> np.ndarray:
+def _normalise(threads: _Threads, x: np.ndarray) -> np.ndarray:
     """Return each row of x (N, C) shifted to mean 0 and scaled to variance 1."""
-    normed = _aligned(*x.shape)
-    np.subtract(x, x.mean(axis=1, keepdims=True), out=normed)
-    normed /= np.sqrt((normed * normed).mean(axis=1, keepdims=True) + np.float32(NORM_EPSILON))
+    normed = aligned(x.shape)
+    share = -(-len(x) // threads.num)
+    threads.run(_normalise_rows, [(x[first : first + share], normed[first : first + share]) for first in range(0, len(x), share)])
     return normed
 
 
-def _direction(weights: Mapping[str, np.ndarray], layer: int, name: str, cell: str) -> Direction:
+def _normalise_rows(x: np.ndarray, normed: np.ndarray) -> None:
+    np.subtract(x, x.mean(axis=1, keepdims=True), out=normed)
+    normed /= np.sqrt((normed * normed).mean(axis=1, keepdims=True) + np.float32(NORM_EPSILON))
+
+
+def _direction(weights: Mapping[str, np.ndarray], layer: int, name: str, cell: str, as_bytes: bool) -> Direction:
     u, v, b, c = (weights[f"layers.{layer}.{name}.{kind}_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     size = v.shape[1]
     apart = np.zeros_like(c)
     if cell == "gru":  # r multiplies the last gate's recurrent bias
         apart[2 * size :] = c[2 * size :]
-    return Direction(_normed(weights, layer, u.T, b + c - apart), _copy(v.T), apart)
+    return Direction(_normed(weights, layer, u.T, b + c - apart, as_bytes), _linear(v.T, apart, as_bytes))
 
 
-def _normed(weights: Mapping[str, np.ndarray], layer: int, matrix: np.ndarray, bias: np.ndarray) -> Linear:
+def _normed(weights: Mapping[str, np.ndarray], layer: int, matrix: np.ndarray, bias: np.ndarray, as_bytes: bool = False) -> Linear:
     """Return (norm(x) * scale + shift) @ matrix + bias as a product of norm(x)."""
     scale, shift = (weights[f"norms.{layer}.{kind}"].astype(np.float64)[:, None] for kind in ("weight", "bias"))
-    return _linear(scale * matrix, bias + (shift * matrix).sum(axis=0))
+    return _linear(scale * matrix, bias + (shift * matrix).sum(axis=0), as_bytes)
 
 
-def _linear(matrix: np.ndarray, bias: np.ndarray) -> Linear:
-    return Linear(_copy(matrix), bias.astype(np.float32))
-
-
-def _copy(array: np.ndarray) -> np.ndarray:
-    aligned = _aligned(*array.shape)
-    aligned[...] = array
-    return aligned
-
-
-def _aligned(*shape: int) -> np.ndarray:
-    """Return an array of float32 that begins with a cache line, not filled."""
-    size = int(np.prod(shape))
-    memory = np.empty(size + LINE, np.float32)
-    first = -(memory.ctypes.data // 4) % LINE
-    return memory[first : first + size].reshape(shape)
+def _linear(matrix: np.ndarray, bias: np.ndarray, as_bytes: bool = False) -> Linear:
+    return Linear(tiles.pack(matrix, as_bytes=as_bytes), tiles.pad(bias), len(bias))
 
 
 @cache
@@ -357,7 +370,8 @@ def _compiled_product() -> Callable[..., int]:
     from asr import native
 
     numbers, matrix = np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
-    return native.load(layers, "product", (numbers, 1, matrix, numbers, matrix), fused=True)
+    weights = tiles.pack(matrix)
+    return native.load(layers, "product", (numbers, 1, weights, numbers, _memory(1, weights), matrix), fused=True)
 
 
 @cache
@@ -365,5 +379,6 @@ def _compiled_recur() -> Callable[..., int]:
     from asr import native
 
     numbers, matrix, integers = np.zeros(1, np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
-    example = (0, matrix, matrix, numbers, integers, integers, 1, matrix, numbers, numbers, matrix, 0)
+    weights = tiles.pack(matrix)
+    example = (0, matrix, weights, numbers, _memory(1, weights), integers, integers, 1, matrix, numbers, numbers, matrix, 0)
     return native.load(layers, "recur", example, fused=True)

@@ -10,10 +10,15 @@ from typing import Any
 
 import numpy as np
 
-GRU, LSTM, RNN_TANH, RNN_RELU = range(4)
-DEPTH = 128  # rows of a weight matrix multiplied at once: they stay in a core's cache; a multiple of 4
+from asr import tiles
 
-HALF, ZERO, ONE = np.float32(0.5), np.float32(0), np.float32(1)
+GRU, LSTM, RNN_TANH, RNN_RELU = range(4)
+BLOCK = 64  # rows multiplied by one panel of weights before the next: both stay in a core's cache
+
+HALF, ZERO, ONE, TINY = np.float32(0.5), np.float32(0), np.float32(1), np.float32(1e-30)
+BYTE_LIMIT, BYTE_ZERO = np.float32(tiles.LIMIT), np.float32(tiles.LIMIT + 1.5)  # the half rounds to the nearest
+WIDTH, ROWS, PANELS = tiles.WIDTH, tiles.ROWS, tiles.PANELS
+float_tile, float_row, byte_tile, byte_row = tiles.FLOAT_TILE, tiles.FLOAT_ROW, tiles.BYTE_TILE, tiles.BYTE_ROW  # type: Any
 # tanh x = x P(x^2) / Q(x^2) to a few units in the last place; beyond the limit float32 knows only 1 (minimax fit, as in Eigen's ptanh)
 TANH_LIMIT = np.float32(7.90531110763549805)
 P0, P1, P2, P3 = (np.float32(p) for p in (4.89352455891786e-03, 6.37261928875436e-04, 1.48572235717979e-05, 5.12229709037114e-08))
@@ -21,61 +26,55 @@ P4, P5, P6 = (np.float32(p) for p in (-8.60467152213735e-11, 2.00018790482477e-1
 Q0, Q1, Q2, Q3 = (np.float32(q) for q in (4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06))
 
 
-def product(a: Any, stride: int, weights: Any, bias: Any, out: Any) -> int:
-    """Fill out (R, J) with a @ weights (K, J) + bias (J,). Row r of a is a[r * stride : r * stride + K] of a flat array, so rows may overlap."""
-    num_rows, width = out.shape
-    for row in range(num_rows):
-        y = out[row]
-        for j in range(width):
-            y[j] = bias[j]
-    for k in range(0, len(weights), DEPTH):
-        part = weights[k : k + DEPTH]
-        for row in range(0, num_rows, 4):
-            add_products(a, row * stride + k, stride, part, out, row, min(4, num_rows - row))
+def product(a: Any, stride: int, weights: Any, bias: Any, memory: Any, out: Any) -> int:
+    """Fill out (R, P WIDTH) with a @ weights + bias (P WIDTH,). Row r of a is a[r * stride : r * stride + K] of a flat array, so rows may overlap.
+
+    weights: tiles.Weights of (K, J). memory: see multiply.
+    """
+    num_rows = len(out)
+    for row in range(0, num_rows, BLOCK):
+        multiply(a, row * stride, stride, weights, bias, memory, out, row, min(BLOCK, num_rows - row), ZERO)
     return 0
 
 
-def recur(cell: int, inputs: Any, recurrent: Any, bias: Any, starts: Any, lengths: Any, step: int, sums: Any, h: Any, c: Any, out: Any, left: int) -> int:
+def recur(cell: int, inputs: Any, recurrent: Any, bias: Any, memory: Any, starts: Any, lengths: Any, step: int, sums: Any, h: Any, c: Any, out: Any, left: int) -> int:
     """Run one direction of a layer over utterances, the longest first, and write its states into the H columns of out (N, C) from `left` on.
 
-    inputs (N, G H): U x + b of all frames, G gates. recurrent (H, G H), bias (G H,): V and what is added to V h. starts (B,): each
-    utterance's first row. step: 1, or -1 to run from its last row. sums (B, G H): memory. h, c (B H,): first states, on return the last.
+    inputs (N, G H or more): U x + b of all frames, G gates. recurrent, bias (P WIDTH,): V (H, G H), tiles.Weights, and what is added to V h.
+    memory: see multiply. starts (B,): each utterance's first row. step: 1, or -1 to run from its last row. sums (B, P WIDTH): memory.
+    h, c (B H,): first states, on return the last.
     """
-    size, width = recurrent.shape
+    size = recurrent.depth
     num_running = len(lengths)
     for t in range(lengths[0]):
         while lengths[num_running - 1] <= t:
             num_running -= 1
-        for first in range(0, num_running, 4):
-            num = min(4, num_running - first)
-            for b in range(first, first + num):
-                row = sums[b]
-                for j in range(width):
-                    row[j] = bias[j]
-            add_products(h, first * size, size, recurrent, sums, first, num)
-            for b in range(first, first + num):
-                frame = starts[b] + (t if step > 0 else lengths[b] - 1 - t)
-                state, y = h[b * size : (b + 1) * size], out[frame, left : left + size]
-                update(cell, inputs[frame], sums[b], state, c[b * size : (b + 1) * size])
-                for j in range(size):
-                    y[j] = state[j]
+        multiply(h, 0, size, recurrent, bias, memory, sums, 0, num_running, ONE)
+        for b in range(num_running):
+            frame = starts[b] + (t if step > 0 else lengths[b] - 1 - t)
+            state, y = h[b * size : (b + 1) * size], out[frame, left : left + size]
+            update(cell, inputs[frame], sums[b], state, c[b * size : (b + 1) * size])
+            for j in range(size):
+                y[j] = state[j]
     return 0
 
 
-def recur_tree(starts: Any, nodes: Any, parents: Any, words: Any, inputs: Any, recurrent: Any, bias: Any, rows: Any, sums: Any, states: Any) -> int:
+def recur_tree(
+    starts: Any, nodes: Any, parents: Any, words: Any, inputs: Any, recurrent: Any, bias: Any, memory: Any, rows: Any, sums: Any, states: Any
+) -> int:
     """Fill in the states (N, H) of a GRU after each of `nodes`, from those of its parent; the root's is its own parent's, and given.
 
-    nodes[starts[l]] to nodes[starts[l + 1] - 1] are on level l, no more than sums has rows. inputs (U, 3 H): U x + b of each word; words, parents
-    (N,). recurrent (H, 3 H), bias (3 H,): V and what is added to V h. rows (R H,), sums (R, 3 H): memory.
+    nodes[starts[l]] to nodes[starts[l + 1] - 1] are on level l, no more than sums has rows. inputs (U, 3 H or more): U x + b of each word; words,
+    parents (N,). recurrent, bias, memory: as for recur. rows (R H,), sums (R, P WIDTH): memory.
     """
-    size = len(recurrent)
+    size = recurrent.depth
     for level in range(len(starts) - 1):
         first, num = starts[level], starts[level + 1] - starts[level]
         for i in range(num):
             before, h = states[parents[nodes[first + i]]], rows[i * size : (i + 1) * size]
             for j in range(size):
                 h[j] = before[j]
-        product(rows, size, recurrent, bias, sums[:num])
+        product(rows, size, recurrent, bias, memory, sums[:num])
         for i in range(num):
             node = nodes[first + i]
             h, state = rows[i * size : (i + 1) * size], states[node]
@@ -85,42 +84,66 @@ def recur_tree(starts: Any, nodes: Any, parents: Any, words: Any, inputs: Any, r
     return 0
 
 
-def add_products(a: Any, start: int, stride: int, weights: Any, out: Any, first: int, num: int) -> None:
-    """Add rows of a @ weights (K, W) to `num` rows of `out`, at most 4, from `first` on; the first of a's begins at `start`.
+def multiply(a: Any, start: int, stride: int, weights: Any, bias: Any, memory: Any, out: Any, first: int, num: int, limit: Any) -> None:
+    """Fill `num` rows of out (R, P WIDTH), from `first` on, with rows of a @ weights + bias; the first of a's begins at `start`.
 
-    Four rows and four k at a time, every number loaded is used four times: the limit is arithmetic, not memory.
+    weights: tiles.Weights of (K, J). Those in bytes want the inputs in bytes too: memory is (bytes (num or more, 4 ceil(K / 4)), scales (num
+    or more,)) for them. limit: what no input exceeds; 0: a row's largest.
     """
-    size, width = weights.shape
-    for k in range(0, size - 3, 4):
-        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
-        f = start + k
-        if num == 4:
-            a00, a01, a02, a03 = a[f], a[f + 1], a[f + 2], a[f + 3]
-            f += stride
-            a10, a11, a12, a13 = a[f], a[f + 1], a[f + 2], a[f + 3]
-            f += stride
-            a20, a21, a22, a23 = a[f], a[f + 1], a[f + 2], a[f + 3]
-            f += stride
-            a30, a31, a32, a33 = a[f], a[f + 1], a[f + 2], a[f + 3]
-            y0, y1, y2, y3 = out[first], out[first + 1], out[first + 2], out[first + 3]
-            for j in range(width):
-                y0[j] = y0[j] + a00 * w0[j] + a01 * w1[j] + a02 * w2[j] + a03 * w3[j]
-                y1[j] = y1[j] + a10 * w0[j] + a11 * w1[j] + a12 * w2[j] + a13 * w3[j]
-                y2[j] = y2[j] + a20 * w0[j] + a21 * w1[j] + a22 * w2[j] + a23 * w3[j]
-                y3[j] = y3[j] + a30 * w0[j] + a31 * w1[j] + a32 * w2[j] + a33 * w3[j]
-        else:
-            for row in range(first, first + num):
-                b0, b1, b2, b3 = a[f], a[f + 1], a[f + 2], a[f + 3]
-                f += stride
-                y = out[row]
-                for j in range(width):
-                    y[j] = y[j] + b0 * w0[j] + b1 * w1[j] + b2 * w2[j] + b3 * w3[j]
-    for k in range(size - size % 4, size):
-        w = weights[k]
-        for i in range(num):
-            b0, y = a[start + i * stride + k], out[first + i]
-            for j in range(width):
-                y[j] = y[j] + b0 * w[j]
+    width, whole, (narrow, scales) = out.shape[1], num - num % ROWS, memory
+    if len(weights.floats):
+        depth = weights.depth
+        for panel in range(len(weights.floats)):
+            column = panel * WIDTH
+            address, sums = weights.floats[panel].ctypes.data, bias[column:].ctypes.data
+            for row in range(0, whole, ROWS):
+                float_tile(a[start + row * stride :].ctypes.data, stride, depth, address, sums, out[first + row, column:].ctypes.data, width)
+        for row in range(whole, num):
+            for panel in range(0, len(weights.floats), PANELS):
+                column = panel * WIDTH
+                address, sums = weights.floats[panel].ctypes.data, bias[column:].ctypes.data
+                float_row(a[start + row * stride :].ctypes.data, stride, depth, address, sums, out[first + row, column:].ctypes.data, width)
+        return
+    for row in range(num):
+        x = a[start + row * stride : start + row * stride + weights.depth]
+        scales[row] = narrow_row(x, limit if limit > ZERO else largest(x), narrow[row])
+    depth = weights.bytes.shape[1]
+    for panel in range(len(weights.bytes)):
+        column = panel * WIDTH
+        address, sums = weights.bytes[panel].ctypes.data, weights.offsets[column:].ctypes.data
+        for row in range(0, whole, ROWS):
+            byte_tile(narrow[row].ctypes.data, depth, depth, address, sums, out[first + row, column:].ctypes.data, width)
+    for row in range(whole, num):
+        for panel in range(0, len(weights.bytes), PANELS):
+            column = panel * WIDTH
+            address, sums = weights.bytes[panel].ctypes.data, weights.offsets[column:].ctypes.data
+            byte_row(narrow[row].ctypes.data, depth, depth, address, sums, out[first + row, column:].ctypes.data, width)
+    for row in range(num):
+        y = out[first + row]
+        integers = y.view(np.int32)  # what byte_tile wrote there
+        for j in range(width):
+            y[j] = np.float32(integers[j]) * (scales[row] * weights.scales[j]) + bias[j]
+
+
+def largest(x: Any) -> Any:
+    """Return the largest absolute value of x (K,), at least 1e-30; float32 numbers without their sign are in the order of their bits."""
+    bits = x.view(np.int32)
+    most = np.int32(0)
+    for j in range(len(bits)):
+        most = max(most, np.int32(bits[j] & 0x7FFFFFFF))
+    for j in range(len(x)):
+        if np.int32(bits[j] & 0x7FFFFFFF) == most:
+            return max(abs(x[j]), TINY)
+    return TINY
+
+
+def narrow_row(x: Any, limit: Any, target: Any) -> Any:
+    """Write x (K,), within -limit to limit, as bytes from 1 to 255, 128 for 0; return how much one step of them is."""
+    scale = limit / BYTE_LIMIT
+    inverse = ONE / scale
+    for j in range(len(x)):
+        target[j] = np.uint8(np.int32(x[j] * inverse + BYTE_ZERO))
+    return scale
 
 
 def update(cell: int, x: Any, s: Any, h: Any, c: Any) -> None:
@@ -165,14 +188,17 @@ def gru_frame(t: int, left: int, half: int, positions: Any, inputs: Any, recurre
         for j in range(2 * size):
             g[j] = sigmoid(x[j] + s[j] + bias[j])
         xn, sn, bn, cn = x[2 * size :], s[2 * size :], bias[2 * size : 3 * size], bias[3 * size :]
-        for j in range(size):
-            m[j] = sn[j] + cn[j]
-            n[j] = tanh(xn[j] + bn[j] + r[j] * m[j])
-            state[j] = n[j] + z[j] * (state[j] - n[j])
         out = y[frame, left : left + size]
+        for j in range(size):  # a loop for each result: with more arrays in one, compilers give up doing many numbers at once
+            m[j] = sn[j] + cn[j]
         for j in range(size):
-            out[j] = state[j]
-            x[j] = state[j]
+            n[j] = tanh(xn[j] + bn[j] + r[j] * m[j])
+        for j in range(size):
+            x[j] = n[j] + z[j] * (state[j] - n[j])
+        for j in range(size):
+            state[j] = x[j]
+        for j in range(size):
+            out[j] = x[j]
         narrow(bits[0, :size], half, states[(t + 1) * num_rows + b])
     return 0
 
@@ -198,17 +224,22 @@ def gru_gradient(t: int, left: int, half: int, positions: Any, dy: Any, y: Any, 
             for j in range(size):
                 sz[j] = -n[j]
         for j in range(size):
-            whole = carry[j] + p[j] + d[j]
-            sz[j] = whole * sz[j] * z[j] * (ONE - z[j])
-            sn[j] = whole * (ONE - z[j]) * (ONE - n[j] * n[j])
+            p[j] += carry[j] + d[j]
+        for j in range(size):
+            sz[j] = p[j] * sz[j] * z[j] * (ONE - z[j])
+        for j in range(size):
+            sn[j] = p[j] * (ONE - z[j]) * (ONE - n[j] * n[j])
+        for j in range(size):
             sr[j] = sn[j] * m[j] * r[j] * (ONE - r[j])
-            carry[j] = whole * z[j]
+        for j in range(size):
+            carry[j] = p[j] * z[j]
         for j in range(3 * size):
             dbias[j] += s[j]
         narrow(bits[1], half, sums[frame, 3 * left : 3 * left + 3 * size])
         dc = dbias[3 * size :]
         for j in range(size):
             sn[j] = sn[j] * r[j]
+        for j in range(size):
             dc[j] += sn[j]
         narrow(bits[1], half, recurrent_sums[t * num_rows + b])
     return 0

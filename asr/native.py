@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -22,11 +23,20 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Assembly:
+    """A function in LLVM's assembly language that the functions of a module may call: of `num_arguments` int64, without a result."""
+
+    name: str
+    num_arguments: int
+    source: str
+
+
 def load(module: ModuleType, name: str, example: tuple[Any, ...], *, fused: bool = False) -> Loop:
     """Return the function `name` of `module` as machine code for arguments of the types in `example`.
 
-    The functions of the module may use numbers, C-contiguous arrays, named tuples of these, and one another, but no Python objects. This
-    one returns an int. The machine code checks no index. fused: a product and a sum may be one instruction, rounded once.
+    The functions of the module may use numbers, C-contiguous arrays, named tuples of these, one another and Assembly, but no Python
+    objects. This one returns an int. The machine code checks no index. fused: a product and a sum may be one instruction, rounded once.
     """
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -56,12 +66,22 @@ def _compile(module: ModuleType, name: str, example: tuple[Any, ...], fused: boo
         if isinstance(value, FunctionType) and value.__module__ == module.__name__:
             function = FunctionType(value.__code__, namespace, key)
             namespace[key] = numba.njit(**options)(function)
+        elif isinstance(value, Assembly):
+            namespace[key] = numba.types.ExternalFunction(value.name, numba.types.void(*[numba.types.int64] * value.num_arguments))
+    for assembly in _assemblies(module):
+        llvm.add_symbol(assembly.name, 1)  # numba loads what it compiles and wants to know an address; it is not called
     compiled = namespace[name]
     signature = tuple(map(numba.typeof, example))
     compiled.compile(signature)
     unit = llvm.parse_assembly(compiled.inspect_llvm(signature))
+    for assembly in _assemblies(module):
+        unit.link_in(llvm.parse_assembly(assembly.source))
     symbol: str = compiled.overloads[signature].fndesc.llvm_func_name
     return symbol.encode() + b"\n" + bytes(_machine().emit_object(unit))
+
+
+def _assemblies(module: ModuleType) -> list[Assembly]:
+    return [value for value in vars(module).values() if isinstance(value, Assembly)]
 
 
 def _machine() -> llvm.TargetMachine:
@@ -137,6 +157,7 @@ def _fingerprint(module: ModuleType, example: tuple[Any, ...]) -> str:
     assert module.__file__ is not None
     parts = [
         Path(module.__file__).read_bytes(),
+        _assemblies(module),
         _types(example),
         llvmlite.__version__,
     ]  # numba needs one version of llvmlite

@@ -16,8 +16,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from asr import tiles
 from asr.lm import END, START, UNKNOWN, UNKNOWN_ID, LanguageModel, LanguageModelError
 from asr.storage import write_atomically
+from asr.tiles import Weights
 
 FORMAT, FORMAT_VERSION = "asr recurrent lm", "1"
 INT8_STEPS = 127  # each way, of the embedding in a file
@@ -53,9 +55,10 @@ class RecurrentLanguageModel:
         return {word: index for index, word in enumerate(self.words)}
 
     @cached_property
-    def _transposed(self) -> list[np.ndarray]:
-        """The weights of input, state and projection as asr/layers.py multiplies by them."""
-        return [np.ascontiguousarray(weights.T) for weights in (self.input_weight, self.recurrent_weight, self.projection)]
+    def _packed(self) -> list[tuple[Weights, np.ndarray]]:
+        """The weights and biases of input, state and projection as asr/layers.py reads them."""
+        pairs = ((self.input_weight, self.input_bias), (self.recurrent_weight, self.recurrent_bias), (self.projection, self.projection_bias))
+        return [(tiles.pack(weights.T), tiles.pad(bias)) for weights, bias in pairs]
 
     def interpolate(self, texts: Sequence[str], lm: LanguageModel, weight: float, *, history: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ln p of each text, its end included, by the mixture of both models and by the n-gram model alone: (num texts,) each.
@@ -80,16 +83,15 @@ class RecurrentLanguageModel:
     def _log_probs(self, tree: _Tree, ids: np.ndarray) -> np.ndarray:
         """Return ln p of each node's word after its parent: (N,). ids: of the tree's words here."""
         embedded = self.embedding[ids]
-        input_weight, recurrent_weight, projection = self._transposed
-        inputs = _product(embedded, input_weight, self.input_bias)  # (U, 3 H)
+        of_input, recurrent, projection = self._packed
+        inputs = _product(embedded, *of_input)  # (U, 3 H or more)
         levels = [np.zeros(1, np.int64), *(level[tree.word[level] != len(ids) - 1] for level in tree.levels)]  # nothing follows an end
         starts, widest = np.cumsum([0, *map(len, levels)]), max(map(len, levels))
-        size = len(recurrent_weight)
+        size = recurrent[0].depth
         states = np.zeros((len(tree.word), size), np.float32)
-        rows, sums = np.empty(widest * size, np.float32), np.empty((widest, 3 * size), np.float32)
-        weights = inputs, recurrent_weight, self.recurrent_bias
-        _compiled_tree()(starts, np.concatenate(levels), tree.parent, tree.word, *weights, rows, sums, states)
-        expected = _product(states, projection, self.projection_bias)  # (N, E)
+        rows, sums = np.empty(widest * size, np.float32), np.empty((widest, inputs.shape[1]), np.float32)
+        _compiled_tree()(starts, np.concatenate(levels), tree.parent, tree.word, inputs, *recurrent, _NO_MEMORY, rows, sums, states)
+        expected = _product(states, *projection)[:, : embedded.shape[1]]  # (N, E)
         scores: np.ndarray = np.einsum("ne,ne->n", expected[tree.parent], embedded[tree.word]) + self.bias[ids[tree.word]]
         return scores
 
@@ -155,10 +157,13 @@ class _Ngrams(NamedTuple):
     lm_suffix: np.ndarray
 
 
-def _product(a: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+_NO_MEMORY = np.zeros((0, 0), np.uint8), np.zeros(0, np.float32)  # for inputs in bytes
+
+
+def _product(a: np.ndarray, weights: Weights, bias: np.ndarray) -> np.ndarray:
     """Return a @ weights + bias on one thread; numpy's product would wake the others, which other texts need."""
     out = np.empty((len(a), len(bias)), np.float32)
-    _compiled_product()(a.ravel(), a.shape[1], weights, bias, out)
+    _compiled_product()(a.ravel(), a.shape[1], weights, bias, _NO_MEMORY, out)
     return out
 
 
@@ -167,7 +172,7 @@ def _compiled_product() -> Callable[..., int]:
     from asr import layers, native  # not for who only loads a model
 
     numbers, matrix = np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
-    return native.load(layers, "product", (numbers, 1, matrix, numbers, matrix), fused=True)
+    return native.load(layers, "product", (numbers, 1, tiles.pack(matrix), numbers, _NO_MEMORY, matrix), fused=True)
 
 
 @cache
@@ -175,7 +180,7 @@ def _compiled_tree() -> Callable[..., int]:
     from asr import layers, native
 
     integers, numbers, matrix = np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
-    example = (integers, integers, integers, integers, matrix, matrix, numbers, numbers, matrix, matrix)
+    example = (integers, integers, integers, integers, matrix, tiles.pack(matrix), numbers, _NO_MEMORY, numbers, matrix, matrix)
     return native.load(layers, "recur_tree", example, fused=True)
 
 

@@ -67,12 +67,16 @@ def test_the_shipped_model_gives_torchs_log_probs_on_real_speech_from_the_front_
     exact, lengths = trained(torch.from_numpy(waveform)[None].double(), torch.tensor([len(waveform)]))
     np.testing.assert_allclose(features, exact[0].numpy(), atol=1e-4)
     expected, _ = load_network(folder)(exact.float(), lengths)
-    (log_probs,) = run(load(folder), [features])
+    (log_probs,) = run(load(folder, "float32"), [features])
     np.testing.assert_allclose(log_probs, expected[0].numpy(), atol=1e-4)
+    (rounded,) = run(load(folder, "int8"), [features])
+    divergence = (np.exp(log_probs) * (log_probs - rounded)).sum(axis=1)  # of letters and sounds together
+    assert 0 < divergence.mean() < 0.05
 
 
-def test_an_utterance_gets_the_same_bits_alone_in_any_batch_and_with_any_number_of_threads() -> None:
-    network = pack(dataclasses.asdict(SMALL), _weights(_network(SMALL)))
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_an_utterance_gets_the_same_bits_alone_in_any_batch_and_with_any_number_of_threads(as_bytes: bool) -> None:
+    network = pack(dataclasses.asdict(SMALL), _weights(_network(SMALL)), as_bytes=as_bytes)
     features = _features((40, 3, 17, 90, 90, 1, 66, 5, 12), SMALL.num_mels)
     alone = [run(network, [x])[0] for x in features]
     for num_threads in (1, 2, 5):
@@ -80,10 +84,11 @@ def test_an_utterance_gets_the_same_bits_alone_in_any_batch_and_with_any_number_
             assert np.array_equal(together, expected)
 
 
+@pytest.mark.parametrize("as_bytes", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_stream_in_pieces_gets_the_bits_of_the_whole(cell: str) -> None:
+def test_a_stream_in_pieces_gets_the_bits_of_the_whole(cell: str, as_bytes: bool) -> None:
     config = dataclasses.replace(SMALL, cell=cell, bidirectional=False, residual_layers=1)
-    network = pack(dataclasses.asdict(config), _weights(_network(config)))
+    network = pack(dataclasses.asdict(config), _weights(_network(config)), as_bytes=as_bytes and cell != "rnn_relu")
     (features,) = _features((48,), config.num_mels)
     pieces, state = [], None
     for first, last in ((0, 4), (4, 20), (20, 24), (24, 48)):
@@ -94,6 +99,26 @@ def test_a_stream_in_pieces_gets_the_bits_of_the_whole(cell: str) -> None:
         step(network, features[:3])
     with pytest.raises(ValueError, match="whole utterance"):
         step(pack(dataclasses.asdict(SMALL), _weights(_network(SMALL))), features)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
+def test_weights_and_inputs_rounded_to_bytes_change_little(cell: str) -> None:
+    config = dataclasses.replace(SMALL, cell=cell, hidden_size=70)  # more than a panel, no multiple of a group
+    weights = _weights(_network(config))
+    features = _features((37, 1, 64, 8, 9, 2, 23), config.num_mels)
+    exact, rounded = (run(pack(dataclasses.asdict(config), weights, as_bytes=as_bytes), features) for as_bytes in (False, True))
+    for a, b in zip(exact, rounded, strict=True):
+        assert 0 < np.abs(a - b).max() < 0.1
+
+
+def test_an_unknown_precision_is_an_error_and_relu_networks_stay_in_float32() -> None:
+    with pytest.raises(ValueError, match="expected one of auto, int8, float32, found 'int4'"):
+        load(load_model_folder("english"), "int4")
+    folder = load_model_folder("english")
+    relu = _network(ModelConfig(cell="rnn_relu"))
+    weights = _weights(relu)
+    assert not pack(dataclasses.asdict(relu.config), weights).layers[0][0].recurrent.weights.bytes.size
+    assert load(folder, "int8").layers[0][0].recurrent.weights.bytes.size
 
 
 def test_padding_and_empty_utterances_are_harmless() -> None:

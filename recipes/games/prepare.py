@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Container
 from pathlib import Path
 
 from formats.drascula import read_drascula
@@ -29,6 +30,7 @@ GAMES = (  # a file of each that its reader's folder has
 )
 SHORTEST_S = 0.4
 LETTERS_PER_S = (5, 24)
+BATCH = 64  # lines that the model hears at once
 
 
 def main() -> None:
@@ -37,38 +39,39 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/games"), help="default: %(default)s")
     parser.add_argument("--check", default="english", help="model folder that lines are checked with (default: %(default)s)")
     arguments = parser.parse_args()
-    transcriber = Transcriber(arguments.check, decoder=DecoderConfig())
-    lexicon = folder_lexicon(load_model_folder(arguments.check))
+    folder = load_model_folder(arguments.check)
+    transcriber, lexicon = Transcriber(folder.path, decoder=DecoderConfig()), folder_lexicon(folder)
     known = set(lexicon.words) if lexicon else set()
     kept: list[Utterance] = []
     for name, read, most_errors in GAMES:
-        folder = next((path.parent for path in arguments.games.rglob(name)), None)
-        if folder is None:
+        game = next((path.parent for path in arguments.games.rglob(name)), None)
+        if game is None:
             parser.error(f"{arguments.games}: no {name}; unpack the game's package there (recipes/games/README.md names it)")
-        before, num_lines = len(kept), 0
-        for key, raw, samples, rate in read(folder):
-            num_lines += 1
-            text = normalise(re.sub(r"\.+", " ", raw))
-            waveform = as_waveform(samples, rate)
-            waveform -= waveform.mean()
-            duration = len(waveform) / SAMPLE_RATE
-            words = text.split()
-            if (
-                not re.fullmatch("[a-z' ]+", text)
-                or re.search(r"[][()<>{}#@|~=+$&%]", raw)
-                or duration < SHORTEST_S
-                or not LETTERS_PER_S[0] <= len(text) / duration <= LETTERS_PER_S[1]
-                or 2 * sum(word not in known for word in words) >= len(words)
-                or count_character_errors(text, transcriber.transcribe(waveform).text).rate > most_errors
-            ):
-                continue
-            path = arguments.out / "audio" / f"{key}.wav"
-            write_wav(path, waveform)
-            kept.append(Utterance(audio_filepath=str(path.resolve()), duration=duration, text=text, id=key))
-        print(f"{name}: {num_lines:,} lines, {len(kept) - before:,} kept, {sum(u.duration for u in kept[before:]) / 3600:.2f} h")
+        lines = [(key, raw, as_waveform(samples, rate)) for key, raw, samples, rate in read(game)]
+        spoken = [(key, text, waveform - waveform.mean()) for key, raw, waveform in lines if (text := spoken_text(raw, len(waveform) / SAMPLE_RATE, known))]
+        before = len(kept)
+        for first in range(0, len(spoken), BATCH):
+            part = spoken[first : first + BATCH]
+            for (key, text, waveform), heard in zip(part, transcriber.transcribe_batch([waveform for _, _, waveform in part]), strict=True):
+                if count_character_errors(text, heard.text).rate > most_errors:
+                    continue
+                path = arguments.out / "audio" / f"{key}.wav"
+                write_wav(path, waveform)
+                kept.append(Utterance(audio_filepath=str(path.resolve()), duration=len(waveform) / SAMPLE_RATE, text=text, id=key))
+        print(f"{name}: {len(lines):,} lines, {len(kept) - before:,} kept, {sum(u.duration for u in kept[before:]) / 3600:.2f} h")
     manifest = arguments.out / "games_train.jsonl"
     write_manifest(manifest, kept)
     print(f"{manifest}: {len(kept):,} utterances, {sum(u.duration for u in kept) / 3600:.2f} h")
+
+
+def spoken_text(raw: str, duration: float, known: Container[str]) -> str:
+    """Return the words of a line, or nothing where it is too short, has digits or signs, is said too slowly or too fast, or most words are not known."""
+    text = normalise(re.sub(r"\.+", " ", raw))
+    words = text.split()
+    if not re.fullmatch("[a-z' ]+", text) or re.search(r"[][()<>{}#@|~=+$&%]", raw) or duration < SHORTEST_S:
+        return ""
+    slow, fast = LETTERS_PER_S
+    return text if slow <= len(text) / duration <= fast and 2 * sum(word not in known for word in words) < len(words) else ""
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 
 from asr import layers, tiles
 from asr.checkpoint import CheckpointError, ModelFolder, load_weights
-from asr.tiles import FAST_BYTES, GROUP, ROWS, Weights, aligned
+from asr.tiles import FAST_BYTES, GROUP, INPUT, ROWS, Weights, aligned
 
 CELLS = {"gru": layers.GRU, "lstm": layers.LSTM, "rnn_tanh": layers.RNN_TANH, "rnn_relu": layers.RNN_RELU}
 NUM_GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
@@ -268,7 +268,7 @@ def _multiply(a: np.ndarray, stride: int, linear: Linear, out: np.ndarray) -> No
 
 def _memory(num_rows: int, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
     """Return what asr.layers.multiply wants for rows in bytes."""
-    return np.zeros((num_rows, GROUP * weights.bytes.shape[1]), np.uint8), np.zeros(num_rows, np.float32)
+    return np.zeros((num_rows, GROUP * weights.bytes.shape[1]), INPUT), np.zeros(num_rows, np.float32)
 
 
 def _convolve(threads: _Threads, conv: Linear, utterances: Sequence[np.ndarray]) -> list[np.ndarray]:

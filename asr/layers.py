@@ -87,7 +87,7 @@ def recur_tree(
 def multiply(a: Any, start: int, stride: int, weights: Any, bias: Any, memory: Any, out: Any, first: int, num: int, limit: Any) -> None:
     """Fill `num` rows of out (R, P WIDTH), from `first` on, with rows of a @ weights + bias; the first of a's begins at `start`.
 
-    weights: tiles.Weights of (K, J). Those in bytes want the inputs in bytes too: memory is (bytes (num or more, 4 ceil(K / 4)), scales (num
+    weights: tiles.Weights of (K, J). Those in bytes want the inputs in bytes too: memory is (bytes (num or more, GROUP ceil(K / GROUP)), scales (num
     or more,)) for them. limit: what no input exceeds; 0: a row's largest.
     """
     width, whole, (narrow, scales) = out.shape[1], num - num % ROWS, memory
@@ -142,7 +142,7 @@ def narrow_row(x: Any, limit: Any, target: Any) -> Any:
     scale = limit / BYTE_LIMIT
     inverse = ONE / scale
     for j in range(len(x)):
-        target[j] = np.uint8(np.int32(x[j] * inverse + BYTE_ZERO))
+        target[j] = np.int32(x[j] * inverse + BYTE_ZERO)
     return scale
 
 

@@ -157,7 +157,7 @@ class _Ngrams(NamedTuple):
     lm_suffix: np.ndarray
 
 
-_NO_MEMORY = np.zeros((0, 0), np.uint8), np.zeros(0, np.float32)  # for inputs in bytes
+_NO_MEMORY = np.zeros((0, 0), tiles.INPUT), np.zeros(0, np.float32)  # for inputs in bytes
 
 
 def _product(a: np.ndarray, weights: Weights, bias: np.ndarray) -> np.ndarray:

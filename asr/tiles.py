@@ -23,8 +23,10 @@ VECTORS = 4 if _WIDE else 2  # of columns, in a tile
 WIDTH = LANES * VECTORS
 ROWS = 4
 PANELS = 8 // VECTORS  # that a tile of a single row spans: the processor adds to some sums while others wait for their last term
-FAST_BYTES = bool(_FEATURES.get("avx512vnni") if _WIDE else _FEATURES.get("avxvnni"))
-GROUP = 4  # bytes that one instruction multiplies and adds
+_DOT = bool(_FEATURES.get("avx512vnni") if _WIDE else _FEATURES.get("avxvnni"))  # an instruction for four products of bytes and their sum
+FAST_BYTES = _DOT or bool(_FEATURES.get("avx512bw") if _WIDE else _FEATURES.get("avx2"))  # that, or one for two products of 16 bits
+GROUP = 4 if _DOT else 2  # products of a step
+INPUT = np.uint8 if _DOT else np.int16  # what inputs rounded to bytes are stored as; their sums are the same
 LIMIT = 127  # largest byte of a weight and, without the 128 that are added to make it positive, of an input
 LINE = 64  # bytes of a cache line; arrays that begin with one are read fastest
 
@@ -32,7 +34,7 @@ LINE = 64  # bytes of a cache line; arrays that begin with one are read fastest
 class Weights(NamedTuple):
     """A matrix (K, J) in P panels of WIDTH columns, a multiple of PANELS, with zeros beyond the last column.
 
-    floats (P, K, WIDTH), or, rounded to bytes, bytes (P, ceil(K / 4), WIDTH, 4), a column's numbers in `scales` (P WIDTH,), and what its sums
+    floats (P, K, WIDTH), or, rounded to bytes, bytes (P, ceil(K / GROUP), WIDTH, GROUP), a column's numbers in `scales` (P WIDTH,), and what its sums
     begin with in `offsets` (P WIDTH,), for the 128 that is added to each input. depth: K.
     """
 
@@ -80,12 +82,12 @@ def _copy(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _tile(name: str, rows: int, panels: int, number: str, weights: str, step: str) -> Assembly:
+def _tile(name: str, rows: int, panels: int, number: str, inputs: str, weights: str, step: str) -> Assembly:
     """Return the function (a, stride, depth, weights, first, out, width), all addresses but for the numbers stride, depth and width.
 
     It fills `rows` rows of the columns of `panels` panels, `width` numbers apart, from `out` on, with what `first` has for each column plus the
-    products of `depth` numbers of a's rows, `stride` apart, and the panels'. number: the type of all these; weights: of a vector of a panel's;
-    step: how a vector of sums %s becomes %n by a row's number, %x in every lane, and a vector of weights, %w.
+    products of `depth` numbers of a's rows, `stride` apart, and the panels'. number: the type of all these but the panels'; inputs, weights: of a vector of
+    a row's, all the same, and of a panel's; step: how a vector of sums %s becomes %n by these, %x and %w.
     """
     sums, columns = f"<{LANES} x {number}>", range(VECTORS * panels)
     tile = [(row, column) for row in range(rows) for column in columns]
@@ -94,64 +96,55 @@ def _tile(name: str, rows: int, panels: int, number: str, weights: str, step: st
     for row in range(1, rows):
         lines += [f"%{p}_{row} = getelementptr {number}, ptr %{p}_{row - 1}, i64 %{size}" for p, size in (("a", "stride"), ("out", "width"))]
     for panel in range(1, panels):
-        lines += [f"%weights_{panel} = getelementptr [{WIDTH} x {number}], ptr %weights_{panel - 1}, i64 %depth"]
+        lines += [f"%weights_{panel} = getelementptr [{VECTORS} x {weights}], ptr %weights_{panel - 1}, i64 %depth"]
     for column in columns:
         lines += [f"%f_{column} = getelementptr {sums}, ptr %first_0, i64 {column}", f"%b_{column} = load {sums}, ptr %f_{column}, align 4"]
     lines += ["br label %loop", "loop:", "%i = phi i64 [0, %start], [%next, %loop]"]
     lines += [f"%s_{r}_{c} = phi {sums} [%b_{c}, %start], [%n_{r}_{c}, %loop]" for r, c in tile]
-    lines += [f"%r_{panel} = getelementptr [{WIDTH} x {number}], ptr %weights_{panel}, i64 %i" for panel in range(panels)]
+    lines += [f"%r_{panel} = getelementptr [{VECTORS} x {weights}], ptr %weights_{panel}, i64 %i" for panel in range(panels)]
     for column in columns:
         panel, place = divmod(column, VECTORS)
-        lines += [f"%p_{column} = getelementptr {sums}, ptr %r_{panel}, i64 {place}", f"%w_{column} = load {weights}, ptr %p_{column}, align 4"]
+        lines += [f"%p_{column} = getelementptr {weights}, ptr %r_{panel}, i64 {place}", f"%w_{column} = load {weights}, ptr %p_{column}, align 4"]
     for row in range(rows):
         lines += [f"%q_{row} = getelementptr {number}, ptr %a_{row}, i64 %i", f"%l_{row} = load {number}, ptr %q_{row}, align 4"]
         lines += [f"%v_{row} = insertelement {sums} poison, {number} %l_{row}, i64 0"]
         lines += [f"%u_{row} = shufflevector {sums} %v_{row}, {sums} poison, <{LANES} x i32> zeroinitializer"]
-        lines += [f"%x_{row} = bitcast {sums} %u_{row} to {weights}"]
+        lines += [f"%x_{row} = bitcast {sums} %u_{row} to {inputs}"]
     lines += [step.replace("%n", f"%n_{r}_{c}").replace("%s", f"%s_{r}_{c}").replace("%x", f"%x_{r}").replace("%w", f"%w_{c}") for r, c in tile]
     lines += ["%next = add i64 %i, 1", "%more = icmp ult i64 %next, %depth", "br i1 %more, label %loop, label %done", "done:"]
     for r, c in tile:
         lines += [f"%o_{r}_{c} = getelementptr {sums}, ptr %out_{r}, i64 {c}", f"store {sums} %n_{r}_{c}, ptr %o_{r}_{c}, align 4"]
-    return Assembly(name, 7, "\n".join([*lines, "ret void", "}", _DECLARATIONS]))
+    attributes = 'attributes #0 = { "prefer-vector-width"="512" "min-legal-vector-width"="512" }'  # else some processors get halves
+    return Assembly(name, 7, "\n".join([*lines, "ret void", "}", attributes, *_DECLARATIONS]))
 
 
-_FLOATS, _SUMS, _BYTES = f"<{LANES} x float>", f"<{LANES} x i32>", f"<{GROUP * LANES} x i8>"
+_FLOATS, _SUMS, _BYTES, _WORDS = (f"<{size} x {kind}>" for size, kind in ((LANES, "float"), (LANES, "i32"), (GROUP * LANES, "i8"), (GROUP * LANES, "i16")))
 _FMA = f"@llvm.fma.v{LANES}f32"
-if FAST_BYTES:
-    _DOT = f"@llvm.x86.avx512.vpdpbusd.{32 * LANES}"
-    _DOT_SOURCE = f"declare {_SUMS} {_DOT}({_SUMS}, {_BYTES}, {_BYTES})"
-else:  # the same numbers, slower
-    _DOT, _PRODUCTS = "@dot", f"<{GROUP * LANES} x i32>"
-    _DOT_SOURCE = "\n".join(
-        [
-            f"define internal {_SUMS} @dot({_SUMS} %s, {_BYTES} %x, {_BYTES} %w) alwaysinline {{",
-            f"%a = zext {_BYTES} %x to {_PRODUCTS}",
-            f"%b = sext {_BYTES} %w to {_PRODUCTS}",
-            f"%t_0 = mul {_PRODUCTS} %a, %b",
-            f"%n_0 = add {_SUMS} %s, zeroinitializer",
-            *(
-                line
-                for k in range(GROUP)
-                for line in (
-                    f"%p_{k} = shufflevector {_PRODUCTS} %t_0, {_PRODUCTS} poison, {_SUMS} <{', '.join(f'i32 {GROUP * lane + k}' for lane in range(LANES))}>",
-                    f"%n_{k + 1} = add {_SUMS} %n_{k}, %p_{k}",
-                )
-            ),
-            f"ret {_SUMS} %n_{GROUP}",
-            "}",
-        ]
-    )
-_DECLARATIONS = "\n".join(
-    [
-        f"declare {_FLOATS} {_FMA}({_FLOATS}, {_FLOATS}, {_FLOATS})",
-        _DOT_SOURCE,
-        'attributes #0 = { "prefer-vector-width"="512" "min-legal-vector-width"="512" }',
-    ]
-)
 _FLOAT_STEP = f"%n = call {_FLOATS} {_FMA}({_FLOATS} %x, {_FLOATS} %w, {_FLOATS} %s)"
-_BYTE_STEP = f"%n = call {_SUMS} {_DOT}({_SUMS} %s, {_BYTES} %x, {_BYTES} %w)"
+_DECLARATIONS = [f"declare {_FLOATS} {_FMA}({_FLOATS}, {_FLOATS}, {_FLOATS})"]
+if _DOT:
+    _INSTRUCTION = f"@llvm.x86.avx512.vpdpbusd.{32 * LANES}"
+    _BYTE_STEP = f"%n = call {_SUMS} {_INSTRUCTION}({_SUMS} %s, {_BYTES} %x, {_BYTES} %w)"
+    _DECLARATIONS.append(f"declare {_SUMS} {_INSTRUCTION}({_SUMS}, {_BYTES}, {_BYTES})")
+elif FAST_BYTES:
+    _INSTRUCTION = "@llvm.x86.avx512.pmaddw.d.512" if _WIDE else "@llvm.x86.avx2.pmadd.wd"
+    _BYTE_STEP = f"""%n.w = sext {_BYTES} %w to {_WORDS}
+%n.p = call {_SUMS} {_INSTRUCTION}({_WORDS} %x, {_WORDS} %n.w)
+%n = add {_SUMS} %n.p, %s"""
+    _DECLARATIONS.append(f"declare {_SUMS} {_INSTRUCTION}({_WORDS}, {_WORDS})")
+else:  # the same numbers, slower than floats
+    _PAIRS = f"<{GROUP * LANES} x i32>"
+    _HALVES = ["<" + ", ".join(f"i32 {2 * lane + k}" for lane in range(LANES)) + ">" for k in (0, 1)]
+    _BYTE_STEP = f"""%n.w = sext {_BYTES} %w to {_PAIRS}
+%n.x = sext {_WORDS} %x to {_PAIRS}
+%n.p = mul {_PAIRS} %n.x, %n.w
+%n.0 = shufflevector {_PAIRS} %n.p, {_PAIRS} poison, {_SUMS} {_HALVES[0]}
+%n.1 = shufflevector {_PAIRS} %n.p, {_PAIRS} poison, {_SUMS} {_HALVES[1]}
+%n.2 = add {_SUMS} %n.0, %n.1
+%n = add {_SUMS} %n.2, %s"""
+_INPUTS = _BYTES if _DOT else _WORDS
 
-FLOAT_TILE = _tile("float_tile", ROWS, 1, "float", _FLOATS, _FLOAT_STEP)
-FLOAT_ROW = _tile("float_row", 1, PANELS, "float", _FLOATS, _FLOAT_STEP)
-BYTE_TILE = _tile("byte_tile", ROWS, 1, "i32", _BYTES, _BYTE_STEP)
-BYTE_ROW = _tile("byte_row", 1, PANELS, "i32", _BYTES, _BYTE_STEP)
+FLOAT_TILE = _tile("float_tile", ROWS, 1, "float", _FLOATS, _FLOATS, _FLOAT_STEP)
+FLOAT_ROW = _tile("float_row", 1, PANELS, "float", _FLOATS, _FLOATS, _FLOAT_STEP)
+BYTE_TILE = _tile("byte_tile", ROWS, 1, "i32", _INPUTS, _BYTES, _BYTE_STEP)
+BYTE_ROW = _tile("byte_row", 1, PANELS, "i32", _INPUTS, _BYTES, _BYTE_STEP)

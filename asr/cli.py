@@ -128,6 +128,7 @@ def main() -> None:
 @click.option("--hotword", "hotwords", multiple=True, metavar="PHRASE[:WEIGHT]", help="A word or phrase to expect, weight 8 if none is given; may be repeated.")
 @click.option("--hotwords-file", type=click.Path(dir_okay=False), help="A text file of such phrases, one a line.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads a process; 0: as many as there are cores, divided by the jobs.")
+@click.option("--precision", type=click.Choice(["auto", "int8", "float32"]), default="auto", help="Of the network's products; auto: int8 on processors that are faster with it, else float32.")
 def transcribe(sources: tuple[str, ...], **options: Any) -> None:
     """Write down what is said in recordings of any length (wav, flac, ogg, opus, mp3; with the extra media also m4a, mp4, webm, ...).
 
@@ -148,7 +149,7 @@ def transcribe(sources: tuple[str, ...], **options: Any) -> None:
     phrases = _hotwords(options["hotwords"], options["hotwords_file"])
     decoder = _decoder(options["model"], {name: options[name] for name in ("method", "beam_size", "alpha", "beta")}, phrases)
     num_threads = options["threads"] or max(1, len(os.sched_getaffinity(0)) // options["jobs"])
-    load = partial(Transcriber, options["model"], decoder=decoder, hotwords=phrases, num_threads=num_threads, vad=options["vad"])
+    load = partial(Transcriber, options["model"], decoder=decoder, hotwords=phrases, num_threads=num_threads, vad=options["vad"], precision=options["precision"])
 
     tasks = find_tasks(sources)
     output = None if output_dir is None else Output(Path(output_dir), tuple(formats))
@@ -484,8 +485,18 @@ def average(models: tuple[str, ...], weights: tuple[float, ...], out: str) -> No
 @click.option("--batch-seconds", type=click.FloatRange(0, min_open=True), default=120.0, help="Seconds of audio recognised at once.")
 @decoder_options
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
+@click.option("--precision", type=click.Choice(["auto", "int8", "float32"]), default="auto", help="Of the network's products; auto: int8 on processors that are faster with it, else float32.")
 def evaluate(
-    manifests: tuple[str, ...], model: str, json_path: str | None, worst: int, confusions: int, by_speaker: bool, batch_seconds: float, threads: int, **decoder: Any
+    manifests: tuple[str, ...],
+    model: str,
+    json_path: str | None,
+    worst: int,
+    confusions: int,
+    by_speaker: bool,
+    batch_seconds: float,
+    threads: int,
+    precision: str,
+    **decoder: Any,
 ) -> None:
     """Transcribe the utterances of each MANIFEST and print the word and character error rates with 95 % intervals."""
     import json
@@ -495,7 +506,7 @@ def evaluate(
     from asr.transcribe import Transcriber
     from asr.wer import kaldi_line
 
-    transcriber = Transcriber(model, decoder=_decoder(model, decoder), num_threads=threads)
+    transcriber = Transcriber(model, decoder=_decoder(model, decoder), num_threads=threads, precision=precision)
     over = "speakers" if by_speaker else "utterances"
     results = [evaluate_manifest(transcriber, path, batch_seconds=batch_seconds, interval_over=over) for path in manifests]  # type: ignore[arg-type]
     for result in results:

@@ -18,7 +18,10 @@ BLOCK = 64  # rows multiplied by one panel of weights before the next: both stay
 HALF, ZERO, ONE, TINY = np.float32(0.5), np.float32(0), np.float32(1), np.float32(1e-30)
 BYTE_LIMIT, BYTE_ZERO = np.float32(tiles.LIMIT), np.float32(tiles.LIMIT + 1.5)  # the half rounds to the nearest
 WIDTH, ROWS, PANELS = tiles.WIDTH, tiles.ROWS, tiles.PANELS
-float_tile, float_row, byte_tile, byte_row = tiles.FLOAT_TILE, tiles.FLOAT_ROW, tiles.BYTE_TILE, tiles.BYTE_ROW  # type: Any
+float_tile: Any = tiles.FLOAT_TILE
+float_row: Any = tiles.FLOAT_ROW
+byte_tile: Any = tiles.BYTE_TILE
+byte_row: Any = tiles.BYTE_ROW
 # tanh x = x P(x^2) / Q(x^2) to a few units in the last place; beyond the limit float32 knows only 1 (minimax fit, as in Eigen's ptanh)
 TANH_LIMIT = np.float32(7.90531110763549805)
 P0, P1, P2, P3 = (np.float32(p) for p in (4.89352455891786e-03, 6.37261928875436e-04, 1.48572235717979e-05, 5.12229709037114e-08))
@@ -87,42 +90,48 @@ def recur_tree(
 def multiply(a: Any, start: int, stride: int, weights: Any, bias: Any, memory: Any, out: Any, first: int, num: int, limit: Any) -> None:
     """Fill `num` rows of out (R, P WIDTH), from `first` on, with rows of a @ weights + bias; the first of a's begins at `start`.
 
-    weights: tiles.Weights of (K, J). Those in bytes want the inputs in bytes too: memory is (bytes (num or more, GROUP ceil(K / GROUP)), scales (num
-    or more,)) for them. limit: what no input exceeds; 0: a row's largest.
+    weights: tiles.Weights of (K, J). Those in bytes want the inputs in bytes too: memory is (bytes (num or more, GROUP ceil(K / GROUP)), scales
+    (num or more,)) for them. limit: what no input exceeds; 0: a row's largest.
     """
-    width, whole, (narrow, scales) = out.shape[1], num - num % ROWS, memory
     if len(weights.floats):
-        depth = weights.depth
-        for panel in range(len(weights.floats)):
-            column = panel * WIDTH
-            address, sums = weights.floats[panel].ctypes.data, bias[column:].ctypes.data
-            for row in range(0, whole, ROWS):
-                float_tile(a[start + row * stride :].ctypes.data, stride, depth, address, sums, out[first + row, column:].ctypes.data, width)
-        for row in range(whole, num):
-            for panel in range(0, len(weights.floats), PANELS):
-                column = panel * WIDTH
-                address, sums = weights.floats[panel].ctypes.data, bias[column:].ctypes.data
-                float_row(a[start + row * stride :].ctypes.data, stride, depth, address, sums, out[first + row, column:].ctypes.data, width)
+        multiply_floats(a, start, stride, weights, bias, out, first, num)
         return
+    narrow, scales = memory
     for row in range(num):
         x = a[start + row * stride : start + row * stride + weights.depth]
         scales[row] = narrow_row(x, limit if limit > ZERO else largest(x), narrow[row])
-    depth = weights.bytes.shape[1]
-    for panel in range(len(weights.bytes)):
-        column = panel * WIDTH
-        address, sums = weights.bytes[panel].ctypes.data, weights.offsets[column:].ctypes.data
-        for row in range(0, whole, ROWS):
-            byte_tile(narrow[row].ctypes.data, depth, depth, address, sums, out[first + row, column:].ctypes.data, width)
-    for row in range(whole, num):
-        for panel in range(0, len(weights.bytes), PANELS):
-            column = panel * WIDTH
-            address, sums = weights.bytes[panel].ctypes.data, weights.offsets[column:].ctypes.data
-            byte_row(narrow[row].ctypes.data, depth, depth, address, sums, out[first + row, column:].ctypes.data, width)
+    multiply_bytes(narrow, weights, out, first, num)
     for row in range(num):
         y = out[first + row]
-        integers = y.view(np.int32)  # what byte_tile wrote there
-        for j in range(width):
+        integers = y.view(np.int32)  # what multiply_bytes wrote there
+        for j in range(len(y)):
             y[j] = np.float32(integers[j]) * (scales[row] * weights.scales[j]) + bias[j]
+
+
+def multiply_floats(a: Any, start: int, stride: int, weights: Any, bias: Any, out: Any, first: int, num: int) -> None:
+    """multiply for weights in float32."""
+    depth, width, whole = weights.depth, out.shape[1], num - num % ROWS
+    for panel in range(len(weights.floats)):
+        column = panel * WIDTH
+        address, begin = weights.floats[panel].ctypes.data, bias[column:].ctypes.data
+        for row in range(0, whole, ROWS):
+            float_tile(a[start + row * stride :].ctypes.data, stride, depth, address, begin, out[first + row, column:].ctypes.data, width)
+        if panel % PANELS == 0:
+            for row in range(whole, num):
+                float_row(a[start + row * stride :].ctypes.data, stride, depth, address, begin, out[first + row, column:].ctypes.data, width)
+
+
+def multiply_bytes(narrow: Any, weights: Any, out: Any, first: int, num: int) -> None:
+    """Fill rows of out with the bits of int32: rows of bytes times weights in bytes, without the 128 that are added to a row's."""
+    depth, width, whole = weights.bytes.shape[1], out.shape[1], num - num % ROWS
+    for panel in range(len(weights.bytes)):
+        column = panel * WIDTH
+        address, begin = weights.bytes[panel].ctypes.data, weights.offsets[column:].ctypes.data
+        for row in range(0, whole, ROWS):
+            byte_tile(narrow[row].ctypes.data, depth, depth, address, begin, out[first + row, column:].ctypes.data, width)
+        if panel % PANELS == 0:
+            for row in range(whole, num):
+                byte_row(narrow[row].ctypes.data, depth, depth, address, begin, out[first + row, column:].ctypes.data, width)
 
 
 def largest(x: Any) -> Any:

@@ -72,12 +72,14 @@ class Transcriber:
         hotwords: Mapping[str, float] | None = None,
         num_threads: int = 0,
         vad: Vad = "energy",
+        precision: str = "auto",
     ) -> None:
         """Load a shipped model by name or a model folder by path.
 
         decoder: None takes the model folder's own settings, and greedy decoding where it has none. hotwords: phrases that count for more,
         with their weights (8 is a lot), in beam search. num_threads: 0, one a core. vad: how silence is found that is skipped, as in
-        asr.vad.mark_silence. Raises CheckpointError, DecoderError and LanguageModelError.
+        asr.vad.mark_silence. precision: of the network's products, as for asr.encoder.load. Raises CheckpointError, DecoderError and
+        LanguageModelError.
         """
         folder = load_model_folder(model)
         self.name = folder.name
@@ -93,7 +95,7 @@ class Transcriber:
         self.lexicon = folder_lexicon(folder, " ".join(self.hotwords).split()) if self.lm is not None else None
         self.sounds = folder.sounds
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._network = load_network(folder)
+        self._network = load_network(folder, precision)
 
     def transcribe(self, source: AudioSource | np.ndarray, sample_rate: int = SAMPLE_RATE) -> Transcript:
         """Return what is said in a path, the bytes of a file, a binary file object, or an array (N,) or (N, channels) at `sample_rate` Hz.

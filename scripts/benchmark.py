@@ -292,8 +292,8 @@ def _encoders(options: argparse.Namespace, threads: int, batch: np.ndarray, leng
     from asr.encoder import load_encoder
 
     folder = load_model_folder(options.model)
-    encode = load_encoder(folder, threads)
-    encoders: dict[str, Callable[[], Any]] = {"this package": lambda: encode(batch, lengths)}
+    encode, rounded = (load_encoder(folder, threads, precision=precision) for precision in ("float32", "int8"))
+    encoders: dict[str, Callable[[], Any]] = {"this package": lambda: encode(batch, lengths), "this package, int8": lambda: rounded(batch, lengths)}
     try:
         import onnxruntime
         import torch

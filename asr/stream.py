@@ -123,12 +123,15 @@ class LiveRecogniser:
         return Result(self._transcriber.recognise(log_probs, self._num_utterances, start_s, duration_s), final)
 
 
-def load_streaming_network(model: str | os.PathLike[str]) -> Network | None:
-    """Return the network of a model that can carry its state along, or None: it is bidirectional, or normalises over whole utterances."""
+def load_streaming_network(model: str | os.PathLike[str], precision: str = "auto") -> Network | None:
+    """Return the network of a model that can carry its state along, or None: it is bidirectional, or normalises over whole utterances.
+
+    precision: as for asr.encoder.load.
+    """
     folder = load_model_folder(model)
     if folder.network.get("bidirectional", True) or folder.features.normalisation != "running":
         return None
-    return load(folder)
+    return load(folder, precision)
 
 
 def paced(source: AudioSource, *, speed: float = 1.0) -> Iterator[np.ndarray]:

@@ -158,7 +158,7 @@ def test_log_probs_of_pieces_are_those_of_the_whole(cell: str, subsampling: tupl
     factor, outputs = subsampling
     config = ModelConfig(cell=cell, bidirectional=False, num_layers=2, hidden_size=16, conv_channels=16, subsampling=factor, outputs_per_frame=outputs)
     save_model_folder(tmp_path / "model", AcousticModel(config), features=RUNNING, vocabulary=ENGLISH, info={}, card="")
-    network, streaming = load_network(load_model_folder(tmp_path / "model")), load_streaming_network(tmp_path / "model")
+    network, streaming = load_network(load_model_folder(tmp_path / "model")), load_streaming_network(tmp_path / "model", "float32")
     assert streaming is not None
     for num_samples in (1, 5000, 40_321):
         waveform = load_audio(EXAMPLE)[:num_samples]

@@ -18,13 +18,12 @@ import numpy as np
 
 from asr import layers, tiles
 from asr.checkpoint import CheckpointError, ModelFolder, load_weights
-from asr.tiles import FAST_BYTES, GROUP, INPUT, ROWS, Weights, aligned
+from asr.tiles import ROWS, Weights, aligned
 
 CELLS = {"gru": layers.GRU, "lstm": layers.LSTM, "rnn_tanh": layers.RNN_TANH, "rnn_relu": layers.RNN_RELU}
 NUM_GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
 KERNEL = 3  # frames seen by a subsampling convolution
 NORM_EPSILON = 1e-5
-PRECISIONS = ("auto", "int8", "float32")
 
 Encoder = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 State = list[np.ndarray]
@@ -99,13 +98,11 @@ def load_encoder(folder: ModelFolder, num_threads: int = 0, *, precision: str = 
 def load(folder: ModelFolder, precision: str = "auto") -> Network:
     """Return the network of a model folder.
 
-    precision: of the recurrent layers' products. "int8" rounds weights and inputs to 8 bits, "auto" does so where the processor has
-    instructions for that, and "float32" leaves them. A ReLU network, whose states know no bound, is always in float32.
+    precision: of the recurrent layers' products: "int8" rounds weights and inputs to 8 bits, "float32" does not, "auto" does where the
+    processor is faster with them. A ReLU network, whose states know no bound, is always in float32.
     Raises CheckpointError for weights that cannot be read or do not fit the config, ValueError for another precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
-    as_bytes = (precision == "int8" or (precision == "auto" and FAST_BYTES)) and folder.network.get("cell") != "rnn_relu"
+    as_bytes = tiles.in_bytes(precision) and folder.network.get("cell") != "rnn_relu"
     weights = load_weights(folder)
     try:
         if folder.network.get("num_mels") != folder.features.num_mels:
@@ -257,18 +254,9 @@ def _product(threads: _Threads, a: np.ndarray, stride: int, linear: Linear, num_
     """Return (num_rows, J or more): asr.layers.product, its rows divided among the threads."""
     out = aligned((num_rows, len(linear.bias)))
     share = -(-num_rows // (ROWS * threads.num)) * ROWS
-    tasks = [(a[first * stride :], stride, linear, out[first : first + share]) for first in range(0, num_rows, share)]
-    threads.run(_multiply, tasks)
+    tasks = [(a[first * stride :], stride, linear.weights, linear.bias, out[first : first + share]) for first in range(0, num_rows, share)]
+    threads.run(tiles.multiply, tasks)
     return out
-
-
-def _multiply(a: np.ndarray, stride: int, linear: Linear, out: np.ndarray) -> None:
-    _compiled_product()(a, stride, linear.weights, linear.bias, _memory(layers.BLOCK, linear.weights), out)
-
-
-def _memory(num_rows: int, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
-    """Return what asr.layers.multiply wants for rows in bytes."""
-    return np.zeros((num_rows, GROUP * weights.bytes.shape[1]), INPUT), np.zeros(num_rows, np.float32)
 
 
 def _convolve(threads: _Threads, conv: Linear, utterances: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -315,8 +303,8 @@ def _run_direction(
     first, last = starts[0], starts[-1] + lengths[-1]
     recurrent = direction.recurrent
     inputs = aligned((last - first, len(recurrent.bias)))
-    _multiply(x[first:last].reshape(-1), x.shape[1], direction.inputs, inputs)
-    sums, memory = aligned((len(lengths), len(recurrent.bias))), _memory(len(lengths), recurrent.weights)
+    tiles.multiply(x[first:last].reshape(-1), x.shape[1], direction.inputs.weights, direction.inputs.bias, inputs)
+    sums, memory = aligned((len(lengths), len(recurrent.bias))), tiles.memory(len(lengths), recurrent.weights)
     _compiled_recur()(
         CELLS[cell], inputs, recurrent.weights, recurrent.bias, memory, starts - first, lengths, step, sums, state[0], state[1], out[first:last], left
     )
@@ -366,19 +354,10 @@ def _linear(matrix: np.ndarray, bias: np.ndarray, as_bytes: bool = False) -> Lin
 
 
 @cache
-def _compiled_product() -> Callable[..., int]:
-    from asr import native
-
-    numbers, matrix = np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
-    weights = tiles.pack(matrix)
-    return native.load(layers, "product", (numbers, 1, weights, numbers, _memory(1, weights), matrix), fused=True)
-
-
-@cache
 def _compiled_recur() -> Callable[..., int]:
     from asr import native
 
     numbers, matrix, integers = np.zeros(1, np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
     weights = tiles.pack(matrix)
-    example = (0, matrix, weights, numbers, _memory(1, weights), integers, integers, 1, matrix, numbers, numbers, matrix, 0)
+    example = (0, matrix, weights, numbers, tiles.memory(1, weights), integers, integers, 1, matrix, numbers, numbers, matrix, 0)
     return native.load(layers, "recur", example, fused=True)

@@ -77,7 +77,7 @@ def recur_tree(
             before, h = states[parents[nodes[first + i]]], rows[i * size : (i + 1) * size]
             for j in range(size):
                 h[j] = before[j]
-        product(rows, size, recurrent, bias, memory, sums[:num])
+        multiply(rows, 0, size, recurrent, bias, memory, sums, 0, num, ONE)
         for i in range(num):
             node = nodes[first + i]
             h, state = rows[i * size : (i + 1) * size], states[node]

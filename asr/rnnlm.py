@@ -49,6 +49,7 @@ class RecurrentLanguageModel:
     recurrent_bias: np.ndarray  # (3 H,)
     projection: np.ndarray  # (E, H)
     projection_bias: np.ndarray  # (E,)
+    as_bytes: bool = False  # the products are of numbers rounded to 8 bits
 
     @cached_property
     def word_ids(self) -> dict[str, int]:
@@ -58,7 +59,7 @@ class RecurrentLanguageModel:
     def _packed(self) -> list[tuple[Weights, np.ndarray]]:
         """The weights and biases of input, state and projection as asr/layers.py reads them."""
         pairs = ((self.input_weight, self.input_bias), (self.recurrent_weight, self.recurrent_bias), (self.projection, self.projection_bias))
-        return [(tiles.pack(weights.T), tiles.pad(bias)) for weights, bias in pairs]
+        return [(tiles.pack(weights.T, as_bytes=self.as_bytes), tiles.pad(bias)) for weights, bias in pairs]
 
     def interpolate(self, texts: Sequence[str], lm: LanguageModel, weight: float, *, history: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ln p of each text, its end included, by the mixture of both models and by the n-gram model alone: (num texts,) each.
@@ -90,7 +91,7 @@ class RecurrentLanguageModel:
         size = recurrent[0].depth
         states = np.zeros((len(tree.word), size), np.float32)
         rows, sums = np.empty(widest * size, np.float32), np.empty((widest, inputs.shape[1]), np.float32)
-        _compiled_tree()(starts, np.concatenate(levels), tree.parent, tree.word, inputs, *recurrent, _NO_MEMORY, rows, sums, states)
+        _compiled_tree()(starts, np.concatenate(levels), tree.parent, tree.word, inputs, *recurrent, tiles.memory(widest, recurrent[0]), rows, sums, states)
         expected = _product(states, *projection)[:, : embedded.shape[1]]  # (N, E)
         scores: np.ndarray = np.einsum("ne,ne->n", expected[tree.parent], embedded[tree.word]) + self.bias[ids[tree.word]]
         return scores
@@ -157,22 +158,11 @@ class _Ngrams(NamedTuple):
     lm_suffix: np.ndarray
 
 
-_NO_MEMORY = np.zeros((0, 0), tiles.INPUT), np.zeros(0, np.float32)  # for inputs in bytes
-
-
 def _product(a: np.ndarray, weights: Weights, bias: np.ndarray) -> np.ndarray:
     """Return a @ weights + bias on one thread; numpy's product would wake the others, which other texts need."""
     out = np.empty((len(a), len(bias)), np.float32)
-    _compiled_product()(a.ravel(), a.shape[1], weights, bias, _NO_MEMORY, out)
+    tiles.multiply(a.ravel(), a.shape[1], weights, bias, out)
     return out
-
-
-@cache
-def _compiled_product() -> Callable[..., int]:
-    from asr import layers, native  # not for who only loads a model
-
-    numbers, matrix = np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
-    return native.load(layers, "product", (numbers, 1, tiles.pack(matrix), numbers, _NO_MEMORY, matrix), fused=True)
 
 
 @cache
@@ -180,7 +170,8 @@ def _compiled_tree() -> Callable[..., int]:
     from asr import layers, native
 
     integers, numbers, matrix = np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
-    example = (integers, integers, integers, integers, matrix, tiles.pack(matrix), numbers, _NO_MEMORY, numbers, matrix, matrix)
+    weights = tiles.pack(matrix)
+    example = (integers, integers, integers, integers, matrix, weights, numbers, tiles.memory(1, weights), numbers, matrix, matrix)
     return native.load(layers, "recur_tree", example, fused=True)
 
 
@@ -225,8 +216,8 @@ def is_recurrent(path: str | Path) -> bool:
         return False
 
 
-def load(path: str | Path) -> RecurrentLanguageModel:
-    """Read what `save` wrote. Raises LanguageModelError naming what is wrong with the file."""
+def load(path: str | Path, *, as_bytes: bool = False) -> RecurrentLanguageModel:
+    """Read what `save` wrote. as_bytes: its products are to be of numbers rounded to 8 bits. Raises LanguageModelError naming what is wrong with the file."""
     path = Path(path)
     if not path.is_file():
         raise LanguageModelError(f"{path}: no such recurrent language model file")
@@ -250,7 +241,7 @@ def load(path: str | Path) -> RecurrentLanguageModel:
         raise LanguageModelError(f"{path}: expected a recurrent language model, found arrays that do not fit ({error})") from error
     arrays = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     arrays["embedding"] *= arrays.pop("scale")[:, None]
-    return RecurrentLanguageModel(words, **arrays)
+    return RecurrentLanguageModel(words, **arrays, as_bytes=as_bytes)
 
 
 def _check(tensors: dict[str, np.ndarray]) -> None:

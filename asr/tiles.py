@@ -9,6 +9,8 @@ inference"): four products of bytes and their sum are then one instruction, wher
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
@@ -28,6 +30,7 @@ FAST_BYTES = _DOT or bool(_FEATURES.get("avx512bw") if _WIDE else _FEATURES.get(
 GROUP = 4 if _DOT else 2  # products of a step
 INPUT = np.uint8 if _DOT else np.int16  # what inputs rounded to bytes are stored as; their sums are the same
 LIMIT = 127  # largest byte of a weight and, without the 128 that are added to make it positive, of an input
+PRECISIONS = ("auto", "int8", "float32")
 LINE = 64  # bytes of a cache line; arrays that begin with one are read fastest
 
 
@@ -74,6 +77,37 @@ def aligned(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
     memory = np.empty(size + LINE, np.uint8)
     first = -memory.ctypes.data % LINE
     return memory[first : first + size].view(dtype).reshape(shape)
+
+
+def in_bytes(precision: str) -> bool:
+    """Return whether a precision, one of PRECISIONS, means bytes: "int8" does, "float32" does not, "auto" where the processor is faster with them.
+
+    Raises ValueError for another.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
+    return precision == "int8" or (precision == "auto" and FAST_BYTES)
+
+
+def multiply(a: np.ndarray, stride: int, weights: Weights, bias: np.ndarray, out: np.ndarray) -> None:
+    """Fill out (R, P WIDTH): asr.layers.product, compiled, on one thread."""
+    from asr import layers
+
+    _compiled_product()(a, stride, weights, bias, memory(layers.BLOCK, weights), out)
+
+
+def memory(num_rows: int, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+    """Return what asr.layers.multiply wants for rows in bytes."""
+    return np.zeros((num_rows, GROUP * weights.bytes.shape[1]), INPUT), np.zeros(num_rows, np.float32)
+
+
+@cache
+def _compiled_product() -> Callable[..., int]:
+    from asr import layers, native
+
+    numbers, matrix = np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
+    weights = pack(matrix)
+    return native.load(layers, "product", (numbers, 1, weights, numbers, memory(1, weights), matrix), fused=True)
 
 
 def _copy(array: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ from asr.logmel import FeatureConfig, log_mel
 from asr.rnnlm import RecurrentLanguageModel
 from asr.rnnlm import load as load_rnnlm
 from asr.text import Vocabulary, normalise
+from asr.tiles import in_bytes
 from asr.transcript import Segment, Transcript, Word
 from asr.vad import Vad, mark_silence
 
@@ -78,7 +79,7 @@ class Transcriber:
 
         decoder: None takes the model folder's own settings, and greedy decoding where it has none. hotwords: phrases that count for more,
         with their weights (8 is a lot), in beam search. num_threads: 0, one a core. vad: how silence is found that is skipped, as in
-        asr.vad.mark_silence. precision: of the network's products, as for asr.encoder.load. Raises CheckpointError, DecoderError and
+        asr.vad.mark_silence. precision: of the networks' products, as for asr.encoder.load. Raises CheckpointError, DecoderError and
         LanguageModelError.
         """
         folder = load_model_folder(model)
@@ -91,7 +92,7 @@ class Transcriber:
         self.hotwords = dict(hotwords or {})
         self.vad: Vad = vad
         self.lm = folder_lm(folder) if self.decoder.method == "beam" else None
-        self.rescorer = folder_rescorer(folder) if self.lm is not None and self.decoder.rescore_weight else None
+        self.rescorer = folder_rescorer(folder, precision) if self.lm is not None and self.decoder.rescore_weight else None
         self.lexicon = folder_lexicon(folder, " ".join(self.hotwords).split()) if self.lm is not None else None
         self.sounds = folder.sounds
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
@@ -262,10 +263,10 @@ def folder_lm(folder: ModelFolder) -> LanguageModel | None:
     return load_lm(path) if path.exists() else None
 
 
-def folder_rescorer(folder: ModelFolder) -> RecurrentLanguageModel | None:
-    """Return the recurrent language model of a model folder, if it has one. Raises LanguageModelError."""
+def folder_rescorer(folder: ModelFolder, precision: str = "auto") -> RecurrentLanguageModel | None:
+    """Return the recurrent language model of a model folder, if it has one; precision: as for asr.encoder.load. Raises LanguageModelError."""
     path = folder.part(RNNLM_NAME)
-    return load_rnnlm(path) if path.exists() else None
+    return load_rnnlm(path, as_bytes=in_bytes(precision)) if path.exists() else None
 
 
 def folder_lexicon(folder: ModelFolder, words: Iterable[str] = ()) -> Lexicon | None:

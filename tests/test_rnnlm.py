@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -108,6 +109,13 @@ def test_after_the_same_words_at_the_same_place_the_first_text_decides() -> None
     np.testing.assert_allclose(model.interpolate(texts, ngram(), 1, history=6)[0], exact, rtol=1e-6)
 
 
+def test_products_of_bytes_change_little() -> None:
+    model = random_model()
+    exact, _ = model.interpolate(TEXTS, ngram(), 0.5)
+    rounded, _ = dataclasses.replace(model, as_bytes=True).interpolate(TEXTS, ngram(), 0.5)
+    assert 0 < np.abs(rounded - exact).max() < 0.2
+
+
 def test_no_texts_have_no_probabilities() -> None:
     mixed, alone = random_model().interpolate([], ngram(), 0.5)
     assert mixed.shape == alone.shape == (0,)
@@ -134,7 +142,7 @@ def test_a_file_holds_the_model_in_fewer_bits(tmp_path: Path) -> None:
         np.testing.assert_allclose(getattr(found, name), getattr(model, name), rtol=2**-11)
     for name in ("bias", "input_bias", "recurrent_bias", "projection_bias"):
         np.testing.assert_array_equal(getattr(found, name), getattr(model, name))
-    assert all(getattr(found, name).dtype == np.float32 for name in vars(found) if name not in ("words", "word_ids"))
+    assert all(getattr(found, name).dtype == np.float32 for name in vars(found) if name not in ("words", "word_ids", "as_bytes"))
     rnnlm.save(found, tmp_path / "again")  # nothing more is lost
     np.testing.assert_allclose(rnnlm.load(tmp_path / "again").embedding, found.embedding, rtol=1e-6)
 

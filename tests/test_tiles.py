@@ -24,7 +24,7 @@ if missing := [name for name in sys.argv[2:4] if name != "none" and not features
 lacking = tuple(sys.argv[4:])
 fewer = llvm.FeatureMap({name: there and not name.startswith(lacking) for name, there in features.items()})
 llvm.get_host_cpu_features = lambda: fewer
-from asr import encoder, native, tiles
+from asr import native, tiles
 
 native._folders = lambda: [Path(sys.argv[1])]
 rng = np.random.default_rng(0)
@@ -33,7 +33,7 @@ for num_rows, depth, num_columns in ((1, 1, 1), (7, 10, 7), (70, 131, 200)):
     for as_bytes in (False, True):
         weights = tiles.pack(matrix, as_bytes=as_bytes)
         out = tiles.aligned((num_rows, len(tiles.pad(bias))))
-        encoder._multiply(a.reshape(-1), depth, encoder.Linear(weights, tiles.pad(bias), num_columns), out)
+        tiles.multiply(a.reshape(-1), depth, weights, tiles.pad(bias), out)
         expected = a @ matrix + bias
         if as_bytes:
             step, scale = (np.abs(x).max(axis=axis, keepdims=True) / 127 for x, axis in ((a, 1), (matrix, 0)))

@@ -153,7 +153,7 @@ def _tile(name: str, rows: int, panels: int, number: str, inputs: str, weights: 
 
 
 _FLOATS, _SUMS, _BYTES, _WORDS = (f"<{size} x {kind}>" for size, kind in ((LANES, "float"), (LANES, "i32"), (GROUP * LANES, "i8"), (GROUP * LANES, "i16")))
-_FMA = f"@llvm.fma.v{LANES}f32"
+_FMA = f"@llvm.fmuladd.v{LANES}f32"
 _FLOAT_STEP = f"%n = call {_FLOATS} {_FMA}({_FLOATS} %x, {_FLOATS} %w, {_FLOATS} %s)"
 _DECLARATIONS = [f"declare {_FLOATS} {_FMA}({_FLOATS}, {_FLOATS}, {_FLOATS})"]
 if _DOT:

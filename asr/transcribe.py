@@ -91,12 +91,14 @@ class Transcriber:
         self.decoder_settings: dict[str, Any] = dataclasses.asdict(self.decoder)
         self.hotwords = dict(hotwords or {})
         self.vad: Vad = vad
-        self.lm = folder_lm(folder) if self.decoder.method == "beam" else None
-        self.rescorer = folder_rescorer(folder, precision) if self.lm is not None and self.decoder.rescore_weight else None
-        self.lexicon = folder_lexicon(folder, " ".join(self.hotwords).split()) if self.lm is not None else None
         self.sounds = folder.sounds
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._network = load_network(folder, precision)
+        with ThreadPoolExecutor(1) as pool:  # loaded beside the language models
+            network = pool.submit(load_network, folder, precision)
+            self.lm = folder_lm(folder) if self.decoder.method == "beam" else None
+            self.rescorer = folder_rescorer(folder, precision) if self.lm is not None and self.decoder.rescore_weight else None
+            self.lexicon = folder_lexicon(folder, " ".join(self.hotwords).split()) if self.lm is not None else None
+            self._network = network.result()
 
     def transcribe(self, source: AudioSource | np.ndarray, sample_rate: int = SAMPLE_RATE) -> Transcript:
         """Return what is said in a path, the bytes of a file, a binary file object, or an array (N,) or (N, channels) at `sample_rate` Hz.

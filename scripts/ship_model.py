@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--g2p", type=Path, help="the model of letters and sounds that it wrote too")
     parser.add_argument("--tune", type=Path, nargs="+", required=True, help="dev manifests to tune the decoder on")
     parser.add_argument("--trials", type=int, default=60, help="decoder settings to try beside those in --out (default: %(default)s)")
-    parser.add_argument("--beam-size", type=int, default=250, help="hypotheses kept (default: %(default)s)")
+    parser.add_argument("--beam-size", type=int, default=400, help="hypotheses kept (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=MODELS_DIR / "english", help="default: %(default)s")
     arguments = parser.parse_args()
 

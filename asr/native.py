@@ -158,6 +158,7 @@ def _fingerprint(module: ModuleType, example: tuple[Any, ...]) -> str:
     parts = [
         Path(module.__file__).read_bytes(),
         _assemblies(module),
+        sorted((name, value) for name, value in vars(module).items() if isinstance(value, (int, float, np.number))),
         _types(example),
         llvmlite.__version__,
     ]  # numba needs one version of llvmlite

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ import llvmlite.binding as llvm
 import numpy as np
 
 logger = logging.getLogger(__name__)
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,13 @@ def load(module: ModuleType, name: str, example: tuple[Any, ...], *, fused: bool
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     file_name = f"{module.__name__}.{name}-{_fingerprint(module, (fused, *example))}.o"
-    for folder in _folders():
-        if code := _read(folder / file_name):
-            return Loop(code, example)
-    logger.warning("compiling %s.%s for this machine; this happens once and takes a few seconds", module.__name__, name)
-    code = _compile(module, name, example, fused)
-    _keep(code, file_name)
+    with _ONE_AT_A_TIME:  # threads that want the same wait for the first of them
+        for folder in _folders():
+            if code := _read(folder / file_name):
+                return Loop(code, example)
+        logger.warning("compiling %s.%s for this machine; this happens once and takes a few seconds", module.__name__, name)
+        code = _compile(module, name, example, fused)
+        _keep(code, file_name)
     return Loop(code, example)
 
 

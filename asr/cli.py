@@ -60,6 +60,14 @@ class _Clear:
             raise click.ClickException(str(error)) from error
 
 
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "int8", "float32"]),
+    default="auto",
+    help="Of the networks' products; auto: int8 on processors that are faster with it, else float32.",
+)
+
+
 def decoder_options(command: Command) -> Command:
     """Add the options that change a model's own way of decoding."""
     options = (
@@ -128,7 +136,7 @@ def main() -> None:
 @click.option("--hotword", "hotwords", multiple=True, metavar="PHRASE[:WEIGHT]", help="A word or phrase to expect, weight 8 if none is given; may be repeated.")
 @click.option("--hotwords-file", type=click.Path(dir_okay=False), help="A text file of such phrases, one a line.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads a process; 0: as many as there are cores, divided by the jobs.")
-@click.option("--precision", type=click.Choice(["auto", "int8", "float32"]), default="auto", help="Of the networks' products; auto: int8 on processors that are faster with it, else float32.")
+@precision_option
 def transcribe(sources: tuple[str, ...], **options: Any) -> None:
     """Write down what is said in recordings of any length (wav, flac, ogg, opus, mp3; with the extra media also m4a, mp4, webm, ...).
 
@@ -485,7 +493,7 @@ def average(models: tuple[str, ...], weights: tuple[float, ...], out: str) -> No
 @click.option("--batch-seconds", type=click.FloatRange(0, min_open=True), default=120.0, help="Seconds of audio recognised at once.")
 @decoder_options
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
-@click.option("--precision", type=click.Choice(["auto", "int8", "float32"]), default="auto", help="Of the networks' products; auto: int8 on processors that are faster with it, else float32.")
+@precision_option
 def evaluate(
     manifests: tuple[str, ...],
     model: str,

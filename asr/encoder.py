@@ -77,9 +77,7 @@ class Network:
 def load_encoder(folder: ModelFolder, num_threads: int = 0, *, precision: str = "auto") -> Encoder:
     """Return (features (B, T, M), lengths (B,)) -> (log_probs (B, T', V + S), lengths (B,)) of a model folder; num_threads 0: one a core.
 
-    precision: as for load.
-
-    Raises CheckpointError for weights that cannot be read or do not fit the config.
+    precision: as for load. Raises CheckpointError for weights that cannot be read or do not fit the config.
     """
     network = load(folder, precision)
     num_threads = num_threads or len(os.sched_getaffinity(0))
@@ -115,9 +113,7 @@ def load(folder: ModelFolder, precision: str = "auto") -> Network:
 def pack(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, as_bytes: bool = False) -> Network:
     """Return the network of a config, the fields of asr.model.ModelConfig, and its weights by their names in asr.model.AcousticModel.
 
-    as_bytes: those of the recurrent layers are rounded to 8 bits.
-
-    Raises ValueError, KeyError or TypeError where they do not fit.
+    as_bytes: those of the recurrent layers are rounded to 8 bits. Raises ValueError, KeyError or TypeError where they do not fit.
     """
     expected = dict(_shapes(config, weights))
     if foreign := sorted(set(weights) - set(expected)):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import llvmlite.binding as llvm
 import numpy as np
 
+from asr import native
 from asr.native import Assembly
 
 _FEATURES = llvm.get_host_cpu_features()
@@ -103,7 +104,7 @@ def memory(num_rows: int, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _compiled_product() -> Callable[..., int]:
-    from asr import layers, native
+    from asr import layers
 
     numbers, matrix = np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
     weights = pack(matrix)

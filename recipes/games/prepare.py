@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Container
+from itertools import islice
 from pathlib import Path
 
 from formats.drascula import read_drascula
@@ -47,18 +48,18 @@ def main() -> None:
         game = next((path.parent for path in arguments.games.rglob(name)), None)
         if game is None:
             parser.error(f"{arguments.games}: no {name}; unpack the game's package there (recipes/games/README.md names it)")
-        lines = [(key, raw, as_waveform(samples, rate)) for key, raw, samples, rate in read(game)]
-        spoken = [(key, text, waveform - waveform.mean()) for key, raw, waveform in lines if (text := spoken_text(raw, len(waveform) / SAMPLE_RATE, known))]
-        before = len(kept)
-        for first in range(0, len(spoken), BATCH):
-            part = spoken[first : first + BATCH]
-            for (key, text, waveform), heard in zip(part, transcriber.transcribe_batch([waveform for _, _, waveform in part]), strict=True):
+        before, num_lines, lines = len(kept), 0, iter(read(game))
+        while part := list(islice(lines, BATCH)):
+            num_lines += len(part)
+            waveforms = [(key, raw, as_waveform(samples, rate)) for key, raw, samples, rate in part]
+            spoken = [(key, text, waveform - waveform.mean()) for key, raw, waveform in waveforms if (text := spoken_text(raw, len(waveform) / SAMPLE_RATE, known))]
+            for (key, text, waveform), heard in zip(spoken, transcriber.transcribe_batch([waveform for _, _, waveform in spoken]), strict=True):
                 if count_character_errors(text, heard.text).rate > most_errors:
                     continue
                 path = arguments.out / "audio" / f"{key}.wav"
                 write_wav(path, waveform)
                 kept.append(Utterance(audio_filepath=str(path.resolve()), duration=len(waveform) / SAMPLE_RATE, text=text, id=key))
-        print(f"{name}: {len(lines):,} lines, {len(kept) - before:,} kept, {sum(u.duration for u in kept[before:]) / 3600:.2f} h")
+        print(f"{name}: {num_lines:,} lines, {len(kept) - before:,} kept, {sum(u.duration for u in kept[before:]) / 3600:.2f} h")
     manifest = arguments.out / "games_train.jsonl"
     write_manifest(manifest, kept)
     print(f"{manifest}: {len(kept):,} utterances, {sum(u.duration for u in kept) / 3600:.2f} h")

@@ -31,11 +31,15 @@ State = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Linear:
-    """x -> x @ weights (K, J) + bias (J,), which has zeros behind it up to the last panel's end. num_columns: J."""
+    """x -> x @ matrix (K, J) + bias (J,). num_columns: J."""
 
     weights: Weights
-    bias: np.ndarray
     num_columns: int
+
+    @property
+    def width(self) -> int:
+        """Columns up to the last panel's end."""
+        return len(self.weights.bias)
 
 
 @dataclass(frozen=True)
@@ -248,9 +252,9 @@ class _Threads:
 
 def _product(threads: _Threads, a: np.ndarray, stride: int, linear: Linear, num_rows: int) -> np.ndarray:
     """Return (num_rows, J or more): asr.layers.product, its rows divided among the threads."""
-    out = aligned((num_rows, len(linear.bias)))
+    out = aligned((num_rows, linear.width))
     share = -(-num_rows // (ROWS * threads.num)) * ROWS
-    tasks = [(a[first * stride :], stride, linear.weights, linear.bias, out[first : first + share]) for first in range(0, num_rows, share)]
+    tasks = [(a[first * stride :], stride, linear.weights, out[first : first + share]) for first in range(0, num_rows, share)]
     threads.run(tiles.multiply, tasks)
     return out
 
@@ -297,12 +301,12 @@ def _run_direction(
 ) -> None:
     """Run one direction over utterances that follow one another in x (N, C), from and to the state (2, B H): h and, of an LSTM, c."""
     first, last = starts[0], starts[-1] + lengths[-1]
-    recurrent = direction.recurrent
-    inputs = aligned((last - first, len(recurrent.bias)))
-    tiles.multiply(x[first:last].reshape(-1), x.shape[1], direction.inputs.weights, direction.inputs.bias, inputs)
-    sums, memory = aligned((len(lengths), len(recurrent.bias))), tiles.memory(len(lengths), recurrent.weights)
+    inputs = aligned((last - first, direction.inputs.width))
+    tiles.multiply(x[first:last].reshape(-1), x.shape[1], direction.inputs.weights, inputs)
+    recurrent = direction.recurrent.weights
+    sums, memory = aligned((len(lengths), direction.recurrent.width)), tiles.memory(len(lengths), recurrent)
     _compiled_recur()(
-        CELLS[cell], inputs, recurrent.weights, recurrent.bias, memory, starts - first, lengths, step, sums, state[0], state[1], out[first:last], left
+        CELLS[cell], inputs, recurrent, memory, starts - first, lengths, step, sums, state[0], state[1], out[first:last], left
     )
 
 
@@ -346,7 +350,7 @@ def _normed(weights: Mapping[str, np.ndarray], layer: int, matrix: np.ndarray, b
 
 
 def _linear(matrix: np.ndarray, bias: np.ndarray, as_bytes: bool = False) -> Linear:
-    return Linear(tiles.pack(matrix, as_bytes=as_bytes), tiles.pad(bias), len(bias))
+    return Linear(tiles.pack(matrix, bias, as_bytes=as_bytes), len(bias))
 
 
 @cache
@@ -354,6 +358,6 @@ def _compiled_recur() -> Callable[..., int]:
     from asr import native
 
     numbers, matrix, integers = np.zeros(1, np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.int64)
-    weights = tiles.pack(matrix)
-    example = (0, matrix, weights, numbers, tiles.memory(1, weights), integers, integers, 1, matrix, numbers, numbers, matrix, 0)
+    weights = tiles.pack(matrix, numbers)
+    example = (0, matrix, weights, tiles.memory(1, weights), integers, integers, 1, matrix, numbers, numbers, matrix, 0)
     return native.load(layers, "recur", example, fused=True)

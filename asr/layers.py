@@ -29,21 +29,21 @@ P4, P5, P6 = (np.float32(p) for p in (-8.60467152213735e-11, 2.00018790482477e-1
 Q0, Q1, Q2, Q3 = (np.float32(q) for q in (4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06))
 
 
-def product(a: Any, stride: int, weights: Any, bias: Any, memory: Any, out: Any) -> int:
-    """Fill out (R, P WIDTH) with a @ weights + bias (P WIDTH,). Row r of a is a[r * stride : r * stride + K] of a flat array, so rows may overlap.
+def product(a: Any, stride: int, weights: Any, memory: Any, out: Any) -> int:
+    """Fill out (R, P WIDTH) with a @ weights + their bias. Row r of a is a[r * stride : r * stride + K] of a flat array, so rows may overlap.
 
     weights: tiles.Weights of (K, J). memory: see multiply.
     """
     num_rows = len(out)
     for row in range(0, num_rows, BLOCK):
-        multiply(a, row * stride, stride, weights, bias, memory, out, row, min(BLOCK, num_rows - row), ZERO)
+        multiply(a, row * stride, stride, weights, memory, out, row, min(BLOCK, num_rows - row), ZERO)
     return 0
 
 
-def recur(cell: int, inputs: Any, recurrent: Any, bias: Any, memory: Any, starts: Any, lengths: Any, step: int, sums: Any, h: Any, c: Any, out: Any, left: int) -> int:
+def recur(cell: int, inputs: Any, recurrent: Any, memory: Any, starts: Any, lengths: Any, step: int, sums: Any, h: Any, c: Any, out: Any, left: int) -> int:
     """Run one direction of a layer over utterances, the longest first, and write its states into the H columns of out (N, C) from `left` on.
 
-    inputs (N, G H or more): U x + b of all frames, G gates. recurrent, bias (P WIDTH,): V (H, G H), tiles.Weights, and what is added to V h.
+    inputs (N, G H or more): U x + b of all frames, G gates. recurrent: V (H, G H) and what is added to V h, tiles.Weights.
     memory: see multiply. starts (B,): each utterance's first row. step: 1, or -1 to run from its last row. sums (B, P WIDTH): memory.
     h, c (B H,): first states, on return the last.
     """
@@ -52,7 +52,7 @@ def recur(cell: int, inputs: Any, recurrent: Any, bias: Any, memory: Any, starts
     for t in range(lengths[0]):
         while lengths[num_running - 1] <= t:
             num_running -= 1
-        multiply(h, 0, size, recurrent, bias, memory, sums, 0, num_running, ONE)
+        multiply(h, 0, size, recurrent, memory, sums, 0, num_running, ONE)
         for b in range(num_running):
             frame = starts[b] + (t if step > 0 else lengths[b] - 1 - t)
             state, y = h[b * size : (b + 1) * size], out[frame, left : left + size]
@@ -63,12 +63,12 @@ def recur(cell: int, inputs: Any, recurrent: Any, bias: Any, memory: Any, starts
 
 
 def recur_tree(
-    starts: Any, nodes: Any, parents: Any, words: Any, inputs: Any, recurrent: Any, bias: Any, memory: Any, rows: Any, sums: Any, states: Any
+    starts: Any, nodes: Any, parents: Any, words: Any, inputs: Any, recurrent: Any, memory: Any, rows: Any, sums: Any, states: Any
 ) -> int:
     """Fill in the states (N, H) of a GRU after each of `nodes`, from those of its parent; the root's is its own parent's, and given.
 
     nodes[starts[l]] to nodes[starts[l + 1] - 1] are on level l, no more than sums has rows. inputs (U, 3 H or more): U x + b of each word; words,
-    parents (N,). recurrent, bias, memory: as for recur. rows (R H,), sums (R, P WIDTH): memory.
+    parents (N,). recurrent, memory: as for recur. rows (R H,), sums (R, P WIDTH): memory.
     """
     size = recurrent.depth
     for level in range(len(starts) - 1):
@@ -77,7 +77,7 @@ def recur_tree(
             before, h = states[parents[nodes[first + i]]], rows[i * size : (i + 1) * size]
             for j in range(size):
                 h[j] = before[j]
-        multiply(rows, 0, size, recurrent, bias, memory, sums, 0, num, ONE)
+        multiply(rows, 0, size, recurrent, memory, sums, 0, num, ONE)
         for i in range(num):
             node = nodes[first + i]
             h, state = rows[i * size : (i + 1) * size], states[node]
@@ -87,14 +87,14 @@ def recur_tree(
     return 0
 
 
-def multiply(a: Any, start: int, stride: int, weights: Any, bias: Any, memory: Any, out: Any, first: int, num: int, limit: Any) -> None:
-    """Fill `num` rows of out (R, P WIDTH), from `first` on, with rows of a @ weights + bias; the first of a's begins at `start`.
+def multiply(a: Any, start: int, stride: int, weights: Any, memory: Any, out: Any, first: int, num: int, limit: Any) -> None:
+    """Fill `num` rows of out (R, P WIDTH), from `first` on, with rows of a @ weights + their bias; the first of a's begins at `start`.
 
     weights: tiles.Weights of (K, J). Those in bytes want the inputs in bytes too: memory is (bytes (num or more, GROUP ceil(K / GROUP)), scales
     (num or more,)) for them. limit: what no input exceeds; 0: a row's largest.
     """
     if len(weights.floats):
-        multiply_floats(a, start, stride, weights, bias, out, first, num)
+        multiply_floats(a, start, stride, weights, out, first, num)
         return
     narrow, scales = memory
     for row in range(num):
@@ -105,15 +105,15 @@ def multiply(a: Any, start: int, stride: int, weights: Any, bias: Any, memory: A
         y = out[first + row]
         integers = y.view(np.int32)  # what multiply_bytes wrote there
         for j in range(len(y)):
-            y[j] = np.float32(integers[j]) * (scales[row] * weights.scales[j]) + bias[j]
+            y[j] = np.float32(integers[j]) * (scales[row] * weights.scales[j]) + weights.bias[j]
 
 
-def multiply_floats(a: Any, start: int, stride: int, weights: Any, bias: Any, out: Any, first: int, num: int) -> None:
+def multiply_floats(a: Any, start: int, stride: int, weights: Any, out: Any, first: int, num: int) -> None:
     """multiply for weights in float32."""
     depth, width, whole = weights.depth, out.shape[1], num - num % ROWS
     for panel in range(len(weights.floats)):
         column = panel * WIDTH
-        address, begin = weights.floats[panel].ctypes.data, bias[column:].ctypes.data
+        address, begin = weights.floats[panel].ctypes.data, weights.bias[column:].ctypes.data
         for row in range(0, whole, ROWS):
             float_tile(a[start + row * stride :].ctypes.data, stride, depth, address, begin, out[first + row, column:].ctypes.data, width)
         if panel % PANELS == 0:

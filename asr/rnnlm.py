@@ -56,10 +56,10 @@ class RecurrentLanguageModel:
         return {word: index for index, word in enumerate(self.words)}
 
     @cached_property
-    def _packed(self) -> list[tuple[Weights, np.ndarray]]:
+    def _packed(self) -> list[Weights]:
         """The weights and biases of input, state and projection as asr/layers.py reads them."""
         pairs = ((self.input_weight, self.input_bias), (self.recurrent_weight, self.recurrent_bias), (self.projection, self.projection_bias))
-        return [(tiles.pack(weights.T, as_bytes=self.as_bytes), tiles.pad(bias)) for weights, bias in pairs]
+        return [tiles.pack(weights.T, bias, as_bytes=self.as_bytes) for weights, bias in pairs]
 
     def interpolate(self, texts: Sequence[str], lm: LanguageModel, weight: float, *, history: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ln p of each text, its end included, by the mixture of both models and by the n-gram model alone: (num texts,) each.
@@ -85,14 +85,14 @@ class RecurrentLanguageModel:
         """Return ln p of each node's word after its parent: (N,). ids: of the tree's words here."""
         embedded = self.embedding[ids]
         of_input, recurrent, projection = self._packed
-        inputs = _product(embedded, *of_input)  # (U, 3 H or more)
+        inputs = _product(embedded, of_input)  # (U, 3 H or more)
         levels = [np.zeros(1, np.int64), *(level[tree.word[level] != len(ids) - 1] for level in tree.levels)]  # nothing follows an end
         starts, widest = np.cumsum([0, *map(len, levels)]), max(map(len, levels))
-        size = recurrent[0].depth
+        size = recurrent.depth
         states = np.zeros((len(tree.word), size), np.float32)
         rows, sums = np.empty(widest * size, np.float32), np.empty((widest, inputs.shape[1]), np.float32)
-        _compiled_tree()(starts, np.concatenate(levels), tree.parent, tree.word, inputs, *recurrent, tiles.memory(widest, recurrent[0]), rows, sums, states)
-        expected = _product(states, *projection)[:, : embedded.shape[1]]  # (N, E)
+        _compiled_tree()(starts, np.concatenate(levels), tree.parent, tree.word, inputs, recurrent, tiles.memory(widest, recurrent), rows, sums, states)
+        expected = _product(states, projection)[:, : embedded.shape[1]]  # (N, E)
         scores: np.ndarray = np.einsum("ne,ne->n", expected[tree.parent], embedded[tree.word]) + self.bias[ids[tree.word]]
         return scores
 
@@ -158,10 +158,10 @@ class _Ngrams(NamedTuple):
     lm_suffix: np.ndarray
 
 
-def _product(a: np.ndarray, weights: Weights, bias: np.ndarray) -> np.ndarray:
-    """Return a @ weights + bias on one thread; numpy's product would wake the others, which other texts need."""
-    out = np.empty((len(a), len(bias)), np.float32)
-    tiles.multiply(a.ravel(), a.shape[1], weights, bias, out)
+def _product(a: np.ndarray, weights: Weights) -> np.ndarray:
+    """Return a @ weights + their bias on one thread; numpy's product would wake the others, which other texts need."""
+    out = np.empty((len(a), len(weights.bias)), np.float32)
+    tiles.multiply(a.ravel(), a.shape[1], weights, out)
     return out
 
 
@@ -170,8 +170,8 @@ def _compiled_tree() -> Callable[..., int]:
     from asr import layers, native
 
     integers, numbers, matrix = np.zeros(1, np.int64), np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
-    weights = tiles.pack(matrix)
-    example = (integers, integers, integers, integers, matrix, weights, numbers, tiles.memory(1, weights), numbers, matrix, matrix)
+    weights = tiles.pack(matrix, numbers)
+    example = (integers, integers, integers, integers, matrix, weights, tiles.memory(1, weights), numbers, matrix, matrix)
     return native.load(layers, "recur_tree", example, fused=True)
 
 

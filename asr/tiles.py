@@ -36,25 +36,27 @@ LINE = 64  # bytes of a cache line; arrays that begin with one are read fastest
 
 
 class Weights(NamedTuple):
-    """A matrix (K, J) in P panels of WIDTH columns, a multiple of PANELS, with zeros beyond the last column.
+    """A matrix (K, J) in P panels of WIDTH columns, a multiple of PANELS, and what is added to its products, with zeros beyond the last column.
 
     floats (P, K, WIDTH), or, rounded to bytes, bytes (P, ceil(K / GROUP), WIDTH, GROUP), a column's numbers in `scales` (P WIDTH,), and what its sums
-    begin with in `offsets` (P WIDTH,), for the 128 that is added to each input. depth: K.
+    begin with in `offsets` (P WIDTH,), for the 128 that is added to each input. bias (P WIDTH,). depth: K.
     """
 
     floats: np.ndarray
     bytes: np.ndarray
     scales: np.ndarray
     offsets: np.ndarray
+    bias: np.ndarray
     depth: int
 
 
-def pack(matrix: np.ndarray, *, as_bytes: bool = False) -> Weights:
-    """Return a matrix (K, J) as tiles read it, rounded to 8 bits a number and a scale a column, or as it is."""
+def pack(matrix: np.ndarray, bias: np.ndarray, *, as_bytes: bool = False) -> Weights:
+    """Return a matrix (K, J) and a bias (J,) as tiles read them, the matrix rounded to 8 bits a number and a scale a column, or as it is."""
     depth, num_columns = matrix.shape
     num_panels = -(-num_columns // (WIDTH * PANELS)) * PANELS
     padded = np.zeros((-(-depth // GROUP) * GROUP if as_bytes else depth, num_panels * WIDTH), np.float32)
     padded[:depth, :num_columns] = matrix
+    bias = np.pad(bias.astype(np.float32), (0, padded.shape[1] - num_columns))
     floats, scales = np.zeros((0, 0, 0), np.float32), np.zeros(0, np.float32)
     rounded, offsets = np.zeros((0, 0, 0, 0), np.int8), np.zeros(0, np.int32)
     if as_bytes:
@@ -64,12 +66,7 @@ def pack(matrix: np.ndarray, *, as_bytes: bool = False) -> Weights:
         rounded = _copy(numbers.reshape(-1, GROUP, num_panels, WIDTH).transpose(2, 0, 3, 1))
     else:
         floats = _copy(padded.reshape(depth, num_panels, WIDTH).transpose(1, 0, 2))
-    return Weights(floats, rounded, scales, offsets, depth)
-
-
-def pad(bias: np.ndarray) -> np.ndarray:
-    """Return a bias (J,) with zeros up to the last panel's end, as float32."""
-    return np.pad(bias.astype(np.float32), (0, -len(bias) % (WIDTH * PANELS)))
+    return Weights(floats, rounded, scales, offsets, bias, depth)
 
 
 def aligned(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
@@ -90,11 +87,11 @@ def in_bytes(precision: str) -> bool:
     return precision == "int8" or (precision == "auto" and FAST_BYTES)
 
 
-def multiply(a: np.ndarray, stride: int, weights: Weights, bias: np.ndarray, out: np.ndarray) -> None:
+def multiply(a: np.ndarray, stride: int, weights: Weights, out: np.ndarray) -> None:
     """Fill out (R, P WIDTH): asr.layers.product, compiled, on one thread."""
     from asr import layers
 
-    _compiled_product()(a, stride, weights, bias, memory(layers.BLOCK, weights), out)
+    _compiled_product()(a, stride, weights, memory(layers.BLOCK, weights), out)
 
 
 def memory(num_rows: int, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
@@ -107,8 +104,8 @@ def _compiled_product() -> Callable[..., int]:
     from asr import layers
 
     numbers, matrix = np.zeros(1, np.float32), np.zeros((1, 1), np.float32)
-    weights = pack(matrix)
-    return native.load(layers, "product", (numbers, 1, weights, numbers, memory(1, weights), matrix), fused=True)
+    weights = pack(matrix, numbers)
+    return native.load(layers, "product", (numbers, 1, weights, memory(1, weights), matrix), fused=True)
 
 
 def _copy(array: np.ndarray) -> np.ndarray:

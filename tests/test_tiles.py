@@ -31,9 +31,9 @@ rng = np.random.default_rng(0)
 for num_rows, depth, num_columns in ((1, 1, 1), (7, 10, 7), (70, 131, 200)):
     a, matrix, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((num_rows, depth), (depth, num_columns), num_columns))
     for as_bytes in (False, True):
-        weights = tiles.pack(matrix, as_bytes=as_bytes)
-        out = tiles.aligned((num_rows, len(tiles.pad(bias))))
-        tiles.multiply(a.reshape(-1), depth, weights, tiles.pad(bias), out)
+        weights = tiles.pack(matrix, bias, as_bytes=as_bytes)
+        out = tiles.aligned((num_rows, len(weights.bias)))
+        tiles.multiply(a.reshape(-1), depth, weights, out)
         expected = a @ matrix + bias
         if as_bytes:
             step, scale = (np.abs(x).max(axis=axis, keepdims=True) / 127 for x, axis in ((a, 1), (matrix, 0)))
@@ -64,7 +64,7 @@ def test_products_are_right_on_processors_with_and_without_each_instruction(
 
 def test_packed_weights_are_the_matrix() -> None:
     matrix = np.random.default_rng(0).standard_normal((10, 7)).astype(np.float32)
-    exact, rounded = tiles.pack(matrix), tiles.pack(matrix, as_bytes=True)
+    exact, rounded = (tiles.pack(matrix, np.zeros(7), as_bytes=as_bytes) for as_bytes in (False, True))
     assert np.array_equal(exact.floats[0, :, :7], matrix) and not exact.floats[0, :, 7:].any()
     bytes_in_order = rounded.bytes[0].transpose(0, 2, 1).reshape(-1, tiles.WIDTH)[:10, :7]
     np.testing.assert_allclose(bytes_in_order * rounded.scales[:7], matrix, atol=np.abs(matrix).max() / 127 / 2 + 1e-6)

@@ -1,4 +1,4 @@
-"""Augmentation: speed perturbation and noise on waveforms (numpy), SpecAugment on features (torch). All of it from an explicit seed."""
+"""Augmentation: speed perturbation and noise on waveforms (numpy), frequency warps and SpecAugment on features (torch). All of it from an explicit seed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asr.audio import SAMPLE_RATE
+from asr.logmel import FeatureConfig, mel_edges
 
 _SPEED_STEP = 100  # speed factors are whole hundredths: soxr wants a ratio of integers
 
@@ -19,7 +20,8 @@ class AugmentConfig:
 
     speeds: factors drawn from uniformly (Ko et al. 2015). noise_probability: share of utterances that get noise, at a signal-to-noise
     ratio drawn from noise_snr_db. reverb_probability: share that gets the reverberation of a made-up room, with a reverberation time drawn
-    from reverb_rt60_s and direct sound reverb_direct_db stronger than what follows it. SpecAugment (Park et al. 2019): freq_masks masks of up to freq_width mel bins; time masks of up to
+    from reverb_rt60_s and direct sound reverb_direct_db stronger than what follows it. freq_warp: largest share by which frequencies are moved
+    up or down, as if the vocal tract were shorter or longer (Jaitly & Hinton 2013). SpecAugment (Park et al. 2019): freq_masks masks of up to freq_width mel bins; time masks of up to
     time_width frames, time_masks_per_s of them a second (at least one), never more than time_share of the utterance in all.
     """
 
@@ -29,6 +31,7 @@ class AugmentConfig:
     reverb_probability: float = 0.0
     reverb_rt60_s: tuple[float, float] = (0.1, 0.6)
     reverb_direct_db: tuple[float, float] = (-3.0, 15.0)
+    freq_warp: float = 0.0
     freq_masks: int = 2
     freq_width: int = 27
     time_masks_per_s: float = 0.4
@@ -41,6 +44,8 @@ class AugmentConfig:
         for name in ("noise_probability", "reverb_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected 0 to 1, found {getattr(self, name)!r}")
+        if not 0 <= self.freq_warp <= 0.5:
+            raise ValueError(f"freq_warp: expected 0 to 0.5, found {self.freq_warp!r}")
 
 
 def change_speed(waveform: np.ndarray, factor: float) -> np.ndarray:
@@ -106,6 +111,14 @@ def augment_waveform(
     kind = int(rng.integers(len(noises) + 1))
     noise = noises[kind] if kind < len(noises) else coloured_noise(max(len(waveform), 2), rng.uniform(0, 2), rng=rng)
     return add_noise(waveform, noise, rng.uniform(*config.noise_snr_db), rng=rng)
+
+
+def warp_frequencies(features: Tensor, factors: np.ndarray, config: FeatureConfig) -> Tensor:
+    """Return features (B, T, M) whose bin at f Hz is what was at f times the utterance's factor, of `factors` (B,), between bins a straight line."""
+    centres = mel_edges(config)[1:-1]
+    places = np.interp(factors[:, None] * centres, centres, np.arange(config.num_mels))  # (B, M) in bins
+    weights = np.maximum(0, 1 - np.abs(places[:, None, :] - np.arange(config.num_mels)[:, None]))  # (B, M of before, M)
+    return features @ torch.from_numpy(weights).to(features)
 
 
 def spec_augment(

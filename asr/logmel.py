@@ -65,11 +65,17 @@ def num_frames(num_samples: int, config: FeatureConfig) -> int:
     return num_samples // config.hop_length + 1
 
 
-def mel_filters(config: FeatureConfig) -> np.ndarray:
-    """Return triangular filters (F, M), F = fft_length / 2 + 1, equally spaced on the HTK mel scale, peaks of height 1."""
-    frequencies = np.linspace(0, config.sample_rate / 2, config.fft_length // 2 + 1)
+def mel_edges(config: FeatureConfig) -> np.ndarray:
+    """Return frequencies (M + 2,) in Hz, equally spaced on the HTK mel scale; bin m rises from edge m to m + 1 and falls from there to m + 2."""
     mel_low, mel_high = (2595 * np.log10(1 + f / 700) for f in (config.min_frequency, config.max_frequency))
-    edges = 700 * (10 ** (np.linspace(mel_low, mel_high, config.num_mels + 2) / 2595) - 1)
+    edges: np.ndarray = 700 * (10 ** (np.linspace(mel_low, mel_high, config.num_mels + 2) / 2595) - 1)
+    return edges
+
+
+def mel_filters(config: FeatureConfig) -> np.ndarray:
+    """Return triangular filters (F, M), F = fft_length / 2 + 1, with the edges of mel_edges and peaks of height 1."""
+    frequencies = np.linspace(0, config.sample_rate / 2, config.fft_length // 2 + 1)
+    edges = mel_edges(config)
     rising = (frequencies[:, None] - edges[None, :-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[None, 2:] - frequencies[:, None]) / (edges[2:] - edges[1:-1])
     return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)

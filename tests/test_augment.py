@@ -14,7 +14,10 @@ from asr.augment import (
     coloured_noise,
     reverberate,
     spec_augment,
+    warp_frequencies,
 )
+from asr.features import LogMel
+from asr.logmel import FeatureConfig
 
 TONE = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32)
 NO_NOISE: list[np.ndarray] = []
@@ -118,7 +121,18 @@ def test_masks_are_whole_bands_and_whole_stretches() -> None:
     assert np.array_equal(row, row.all(axis=1)[:, None] | row.all(axis=0)[None, :])
 
 
-@pytest.mark.parametrize("wrong", [{"speeds": ()}, {"speeds": (0.1,)}, {"noise_probability": 1.5}, {"reverb_probability": -0.1}])
+def test_a_warp_moves_a_tone_to_the_bin_of_its_new_frequency() -> None:
+    config = FeatureConfig()
+    time_s = np.arange(16_000) / 16_000
+    tones = torch.from_numpy(np.stack([np.sin(2 * np.pi * f * time_s) for f in (900.0, 1000.0, 1100.0)]).astype(np.float32))
+    features, _ = LogMel(config)(tones, torch.full((3,), 16_000))
+    power = LogMel(config).mel(tones).mean(dim=2)  # (3, M): bins are told apart before their normalisation
+    moved = warp_frequencies(power[1].log().expand(3, 1, -1), np.array([1 / 0.9, 1.0, 1 / 1.1]), config)
+    assert (moved[:, 0].argmax(dim=1) - power.argmax(dim=1)).abs().max() <= 1
+    assert torch.allclose(warp_frequencies(features, np.ones(3), config), features, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"speeds": ()}, {"speeds": (0.1,)}, {"freq_warp": 0.6}, {"noise_probability": 1.5}, {"reverb_probability": -0.1}])
 def test_absurd_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AugmentConfig(**wrong)  # type: ignore[arg-type]

@@ -256,8 +256,17 @@ def align(audio: str, text: str, model: str, format_: str, threads: int) -> None
 @decoder_options
 @click.option("--hotword", "hotwords", multiple=True, metavar="PHRASE[:WEIGHT]", help="A word or phrase to expect, weight 8 if none is given; may be repeated.")
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
+@precision_option
 def listen(
-    model: str, file: str | None, speed: float, device: str | None, format_: str, hotwords: tuple[str, ...], threads: int, **decoder: Any
+    model: str,
+    file: str | None,
+    speed: float,
+    device: str | None,
+    format_: str,
+    hotwords: tuple[str, ...],
+    threads: int,
+    precision: str,
+    **decoder: Any,
 ) -> None:
     """Write down what is said into the microphone while it is being said, until Ctrl-C.
 
@@ -272,10 +281,10 @@ def listen(
     from asr.transcribe import Transcriber
 
     phrases = _hotwords(hotwords, None)
-    transcriber = Transcriber(model, decoder=_decoder(model, decoder, phrases), hotwords=phrases, num_threads=threads)
-    recogniser = LiveRecogniser(transcriber, load_streaming_network(model))
+    blocks = paced(file, speed=speed) if file is not None else microphone(device)  # what is missing is missed before models load
+    transcriber = Transcriber(model, decoder=_decoder(model, decoder, phrases), hotwords=phrases, num_threads=threads, precision=precision)
+    recogniser = LiveRecogniser(transcriber, load_streaming_network(model, precision))
     transcriber.transcribe_batch([np.zeros(SAMPLE_RATE, np.float32)])  # what loads late, loads before the first word
-    blocks = paced(file, speed=speed) if file is not None else microphone(device)
     start = time.monotonic()
     try:
         for block in blocks:
@@ -688,6 +697,7 @@ def lm_tune(manifests: tuple[str, ...], model: str, lm_path: str | None, rnnlm_p
 @click.option("--language", default="en", help="The model's language, ISO 639-1.")
 @click.option("--workers", "num_workers", type=click.IntRange(1), default=1, help="Processes that recognise, a recording each.")
 @click.option("--threads", "num_threads", type=click.IntRange(0), default=0, help="CPU threads a process; 0: as many as there are cores.")
+@precision_option
 @click.option("--queue", "queue_size", type=click.IntRange(1), default=64, help="Requests in hand at once; the next is told to come again (503).")
 @click.option("--streams", "num_streams", type=click.IntRange(0), default=4, help="Live streams at once.")
 @click.option("--max-megabytes", type=click.FloatRange(0, min_open=True), default=200.0, help="Largest upload.")

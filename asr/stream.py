@@ -154,14 +154,18 @@ def paced(source: AudioSource, *, speed: float = 1.0) -> Iterator[np.ndarray]:
 def microphone(device: str | None = None) -> Iterator[np.ndarray]:
     """Yield blocks (n,) at 16 kHz from a microphone, for ever; what is late comes together. device: its number or part of its name.
 
-    Raises LiveError where there is none.
+    Raises LiveError: at once where sounddevice cannot start, at the first block where there is no microphone.
     """
-    import soxr
-
     try:
         import sounddevice  # the extra 'live'
     except OSError as error:
         raise LiveError(f"sounddevice cannot start ({error}); install PortAudio, on Debian: apt-get install libportaudio2") from error
+    return _recorded(sounddevice, int(device) if device and device.isdecimal() else device)
+
+
+def _recorded(sounddevice: Any, device: int | str | None) -> Iterator[np.ndarray]:
+    import soxr
+
     blocks: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
 
     def keep(data: np.ndarray, num_frames: int, when: Any, status: Any) -> None:
@@ -169,12 +173,11 @@ def microphone(device: str | None = None) -> Iterator[np.ndarray]:
             logger.warning("the sound driver has lost some audio: the machine is too busy")
         blocks.put(data[:, 0].copy())
 
-    name = int(device) if device and device.isdecimal() else device
     try:
-        rate = int(sounddevice.query_devices(name, "input")["default_samplerate"])
+        rate = int(sounddevice.query_devices(device, "input")["default_samplerate"])
         resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
         with sounddevice.InputStream(
-            samplerate=rate, blocksize=round(rate * BLOCK_S), device=name, channels=1, dtype="float32", callback=keep
+            samplerate=rate, blocksize=round(rate * BLOCK_S), device=device, channels=1, dtype="float32", callback=keep
         ):
             while True:
                 held = [blocks.get()]

@@ -30,7 +30,7 @@ from websockets.sync.client import connect  # noqa: E402
 
 EXAMPLE = Path(__file__).parent / "data" / "sense_and_sensibility.wav"
 KEY = "a secret"
-LIMITS = ("--max-megabytes", "2", "--max-minutes", "0.5", "--timeout", "20", "--threads", "1")
+LIMITS = ("--max-megabytes", "2", "--max-minutes", "0.5", "--timeout", "20", "--threads", "1", "--precision", "float32")
 
 
 @contextmanager

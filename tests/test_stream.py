@@ -249,7 +249,7 @@ def test_a_file_is_played_at_its_pace() -> None:
 def test_listen_prints_an_utterance_a_line(model: Path, tmp_path: Path) -> None:
     write_wav(tmp_path / "a.wav", np.concatenate([spoken_tones("go forward"), silence(1.0), spoken_tones("stop", seed=2)]))
     arguments = ["listen", "--model", str(model), "--file", str(tmp_path / "a.wav"), "--speed", "50"]
-    plain, rows = (CliRunner().invoke(main, [*arguments, *more]) for more in ([], ["--format", "json"]))
+    plain, rows = (CliRunner().invoke(main, [*arguments, *more]) for more in ([], ["--format", "json", "--precision", "float32"]))
     assert (plain.exit_code, plain.stdout) == (0, "go forward\nstop\n")
     finals = [row for row in map(json.loads, rows.stdout.splitlines()) if row["final"]]
     assert [row["text"] for row in finals] == ["go forward", "stop"] and all(row["time"] > 0 for row in finals)

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
@@ -51,6 +52,7 @@ class ServerConfig:
     hosts: tuple[str, ...] = ()
     num_workers: int = 1
     num_threads: int = 0
+    precision: str = "auto"
     queue_size: int = 64
     num_streams: int = 4
     max_bytes: int = 200_000_000
@@ -335,8 +337,9 @@ def _page() -> tuple[str, dict[str, str]]:
 async def serve(config: ServerConfig, *, host: str, port: int) -> None:
     """Serve until a signal comes. Raises OSError where the address is not free, and WorkerError where the model cannot be loaded."""
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        pool = Pool(config.model, size=config.num_workers, num_threads=config.num_threads, timeout_s=config.timeout_s)
-        live_pool = Pool(config.model, size=1, num_threads=config.num_threads, timeout_s=LIVE_TIMEOUT_S)
+        make_pool = partial(Pool, config.model, num_threads=config.num_threads, precision=config.precision)
+        pool = make_pool(size=config.num_workers, timeout_s=config.timeout_s)
+        live_pool = make_pool(size=1, timeout_s=LIVE_TIMEOUT_S)
         await pool.start()
         app = create_app(config, pool, live_pool)
         settings = uvicorn.Config(

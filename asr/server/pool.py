@@ -28,8 +28,8 @@ class WorkerError(ValueError):
 class Pool:
     """`size` worker processes of one model."""
 
-    def __init__(self, model: str, *, size: int, num_threads: int, timeout_s: float) -> None:
-        arguments = {"model": model, "threads": num_threads, "timeout": timeout_s}
+    def __init__(self, model: str, *, size: int, num_threads: int, precision: str, timeout_s: float) -> None:
+        arguments = {"model": model, "threads": num_threads, "precision": precision, "timeout": timeout_s}
         self._command = [sys.executable, "-P", "-m", "asr.server.worker", *(f"--{name}={value}" for name, value in arguments.items())]
         self._size = size
         self._timeout_s = timeout_s

@@ -57,13 +57,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--precision", required=True)
     parser.add_argument("--timeout", type=float, required=True)
     given = parser.parse_args()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not come between the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; closing stdin ends this process
-    transcriber = Transcriber(given.model, num_threads=given.threads)
-    network = load_streaming_network(given.model)
+    transcriber = Transcriber(given.model, num_threads=given.threads, precision=given.precision)
+    network = load_streaming_network(given.model, given.precision)
     streams: dict[str, Stream] = {}
     transcriber.transcribe_batch([np.zeros(SAMPLE_RATE, np.float32)])  # what loads late, loads now
     _write(answers, {"status": 200}, b"")

@@ -78,7 +78,8 @@ def mel_filters(config: FeatureConfig) -> np.ndarray:
     edges = mel_edges(config)
     rising = (frequencies[:, None] - edges[None, :-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[None, 2:] - frequencies[:, None]) / (edges[2:] - edges[1:-1])
-    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+    filters: np.ndarray = np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+    return filters
 
 
 def log_mel(waveform: np.ndarray, config: FeatureConfig) -> np.ndarray:

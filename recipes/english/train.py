@@ -16,13 +16,14 @@ from asr.train import TrainConfig, train
 from asr.transcribe import Transcriber
 
 AUGMENT = AugmentConfig(
-    speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
-    noise_probability=0.2,
-    reverb_probability=0.15,
-    freq_width=16,
-    time_masks_per_s=0.3,
-    time_width=20,
-    time_share=0.15,
+    speeds=(0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2),
+    noise_probability=0.3,
+    reverb_probability=0.2,
+    freq_warp=0.12,
+    freq_width=24,
+    time_masks_per_s=0.5,
+    time_width=30,
+    time_share=0.3,
 )
 
 
@@ -39,8 +40,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--consistency", type=float, default=0.0, help="weight of the consistency loss, 0: one view of each utterance (default: %(default)s)")
     parser.add_argument("--dropout", type=float, default=0.1, help="between layers (default: %(default)s)")
     parser.add_argument("--teacher", default="", help="folder of a teacher's frames of all this speech, written by teacher.py (default: none)")
-    parser.add_argument("--teacher-weight", type=float, default=2.5, help="weight of their squared error (default: %(default)s)")
-    parser.add_argument("--layers", type=int, default=6, help="recurrent layers, of which all after the third add to what they read (default: %(default)s)")
+    parser.add_argument("--teacher-weight", type=float, default=4.0, help="weight of their squared error (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=7, help="recurrent layers, of which all after the third add to what they read (default: %(default)s)")
     parser.add_argument("--hidden-size", type=int, default=384, help="units of a layer in each direction (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from, its layers as many or fewer (default: from scratch)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
@@ -48,7 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mmi", type=float, default=0.8, help="weight of the MMI loss (default: %(default)s)")
     parser.add_argument("--precision", default="auto", help="of the products: auto, float32, bfloat16 or float16 (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that read and augment speech (default: %(default)s)")
-    parser.add_argument("--ema-decay", type=float, default=0.998, help="of the running mean of the weights, a step (default: %(default)s)")
+    parser.add_argument("--ema-decay", type=float, default=0.997, help="of the running mean of the weights, a step (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0: all cores (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the run folder's last state")

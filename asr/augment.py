@@ -1,4 +1,4 @@
-"""Augmentation: speed perturbation and noise on waveforms (numpy), frequency warps and SpecAugment on features (torch). All of it from an explicit seed."""
+"""Augmentation: speed perturbation and noise on waveforms (numpy), frequency warps, silence and SpecAugment on features (torch). All of it from an explicit seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class AugmentConfig:
     speeds: factors drawn from uniformly (Ko et al. 2015). noise_probability: share of utterances that get noise, at a signal-to-noise
     ratio drawn from noise_snr_db. reverb_probability: share that gets the reverberation of a made-up room, with a reverberation time drawn
     from reverb_rt60_s and direct sound reverb_direct_db stronger than what follows it. freq_warp: largest share by which frequencies are moved
-    up or down, as if the vocal tract were shorter or longer (Jaitly & Hinton 2013). SpecAugment (Park et al. 2019): freq_masks masks of up to freq_width mel bins; time masks of up to
+    up or down, as if the vocal tract were shorter or longer (Jaitly & Hinton 2013). silence_tilt: how much less or more silent frames count in the
+    means that features are normalised by, as if the recording were cut closer to the speech or less so, drawn from -silence_tilt to silence_tilt
+    (see weigh_silence). SpecAugment (Park et al. 2019): freq_masks masks of up to freq_width mel bins; time masks of up to
     time_width frames, time_masks_per_s of them a second (at least one), never more than time_share of the utterance in all.
     """
 
@@ -32,6 +34,7 @@ class AugmentConfig:
     reverb_rt60_s: tuple[float, float] = (0.1, 0.6)
     reverb_direct_db: tuple[float, float] = (-3.0, 15.0)
     freq_warp: float = 0.0
+    silence_tilt: float = 0.0
     freq_masks: int = 2
     freq_width: int = 27
     time_masks_per_s: float = 0.4
@@ -46,6 +49,8 @@ class AugmentConfig:
                 raise ValueError(f"{name}: expected 0 to 1, found {getattr(self, name)!r}")
         if not 0 <= self.freq_warp <= 0.5:
             raise ValueError(f"freq_warp: expected 0 to 0.5, found {self.freq_warp!r}")
+        if not 0 <= self.silence_tilt <= 2:
+            raise ValueError(f"silence_tilt: expected 0 to 2, found {self.silence_tilt!r}")
 
 
 def change_speed(waveform: np.ndarray, factor: float) -> np.ndarray:
@@ -119,6 +124,24 @@ def warp_frequencies(features: Tensor, factors: np.ndarray, config: FeatureConfi
     places = np.interp(factors[:, None] * centres, centres, np.arange(config.num_mels))  # (B, M) in bins
     weights = np.maximum(0, 1 - np.abs(places[:, None, :] - np.arange(config.num_mels)[:, None]))  # (B, M of before, M)
     return features @ torch.from_numpy(weights).to(features)
+
+
+def weigh_silence(features: Tensor, lengths: Tensor, tilts: np.ndarray) -> Tensor:
+    """Return normalised features (B, T, M) normalised anew, a frame counting exp(tilt e) times, for tilts (B,) of either sign.
+
+    lengths: (B,) in frames. e: the frame's mean over the bins, itself with a mean of 0 and a variance of 1. A tilt of 0.3 does about what cutting off a
+    second of silence does, one of -0.3 what adding it does.
+    """
+    inside = torch.arange(features.shape[1], device=features.device)[None, :] < lengths[:, None]  # (B, T)
+    count = lengths[:, None]
+    loudness = features.mean(dim=2)  # (B, T)
+    loudness = (loudness - (loudness * inside).sum(dim=1, keepdim=True) / count) * inside
+    loudness = loudness / (loudness.square().sum(dim=1, keepdim=True) / count).sqrt().clamp(min=1e-3)
+    weights = (torch.from_numpy(tilts).to(features)[:, None] * loudness).exp() * inside
+    weights = (weights / weights.sum(dim=1, keepdim=True))[..., None]
+    centred = features - (weights * features).sum(dim=1, keepdim=True)
+    std = (weights * centred.square()).sum(dim=1, keepdim=True).sqrt()
+    return centred / std.clamp(min=0.1) * inside[..., None]
 
 
 def spec_augment(

@@ -27,7 +27,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
 from asr.audio import SAMPLE_RATE, AudioError, load_audio
-from asr.augment import AugmentConfig, spec_augment, warp_frequencies
+from asr.augment import AugmentConfig, spec_augment, warp_frequencies, weigh_silence
 from asr.checkpoint import (
     G2P_NAME,
     LEXICON_NAME,
@@ -657,6 +657,8 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
         features, lengths, *targets = (torch.cat([x, x]) for x in (features, lengths, *targets))
     if warp := config.augment.freq_warp:
         features = warp_frequencies(features, rng.uniform(1 - warp, 1 + warp, len(features)), config.features)
+    if tilt := config.augment.silence_tilt:
+        features = weigh_silence(features, lengths, rng.uniform(-tilt, tilt, len(features)))
     features = spec_augment(features, lengths.cpu(), config.augment, rng=rng, scale=2.5 if config.consistency else 1.0)
     teacher, teacher_lengths = batch.teacher.to(run.device), batch.teacher_lengths.to(run.device)
     automatic = torch.bfloat16 if _fast_bfloat16(config.device) else None

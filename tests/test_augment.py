@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from asr.augment import (
     AugmentConfig,
@@ -15,6 +16,7 @@ from asr.augment import (
     reverberate,
     spec_augment,
     warp_frequencies,
+    weigh_silence,
 )
 from asr.features import LogMel
 from asr.logmel import FeatureConfig
@@ -132,7 +134,26 @@ def test_a_warp_moves_a_tone_to_the_bin_of_its_new_frequency() -> None:
     assert torch.allclose(warp_frequencies(features, np.ones(3), config), features, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"speeds": ()}, {"speeds": (0.1,)}, {"freq_warp": 0.6}, {"noise_probability": 1.5}, {"reverb_probability": -0.1}])
+def test_weighing_silence_is_like_cutting_it_off_or_adding_it() -> None:
+    rng = np.random.default_rng(0)
+    speech, silence = (torch.from_numpy(rng.normal(m, s, (1, n, 80)).astype(np.float32)) for m, s, n in ((0.5, 0.5, 200), (-1.0, 0.2, 100)))
+    heard = torch.cat([speech, silence], dim=1)
+
+    def normalise(x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean(dim=1, keepdim=True)) / x.std(dim=1, keepdim=True)
+
+    closer, wider = normalise(speech), normalise(torch.cat([speech, silence, silence], dim=1))[:, :200]
+    padded = F.pad(normalise(heard), (0, 0, 0, 50))
+    less, same, more = (weigh_silence(padded, torch.tensor([300]), np.array([tilt])) for tilt in (0.5, 0.0, -0.5))
+    assert torch.allclose(same, padded, atol=0.01) and not less[:, 300:].any()
+    assert less[:, :200].mean() < same[:, :200].mean() < more[:, :200].mean()
+    for like, tilted in ((closer, less), (wider, more)):
+        assert (like - tilted[:, :200]).abs().mean() < (like - same[:, :200]).abs().mean()
+    pair = weigh_silence(torch.cat([padded, padded]), torch.tensor([300, 200]), np.array([0.5, 0.5]))
+    assert torch.equal(pair[0], less[0])
+
+
+@pytest.mark.parametrize("wrong", [{"speeds": ()}, {"speeds": (0.1,)}, {"freq_warp": 0.6}, {"silence_tilt": 3.0}, {"noise_probability": 1.5}, {"reverb_probability": -0.1}])
 def test_absurd_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AugmentConfig(**wrong)  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ def random_config(manifest: Path, **changes: Any) -> TrainConfig:
     """The same with everything on that draws random numbers, and a state after every step."""
     settings: dict[str, Any] = dict(
         model=ModelConfig(num_mels=40, num_layers=1, hidden_size=16, conv_channels=16, dropout=0.3),
-        augment=AugmentConfig(noise_probability=0.5, freq_warp=0.1),
+        augment=AugmentConfig(noise_probability=0.5, freq_warp=0.1, silence_tilt=0.5),
         consistency=0.2,
         precision="bfloat16",
         epochs=3,

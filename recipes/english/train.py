@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from asr.augment import AugmentConfig
-from asr.corpora.pack import prepare_english
+from asr.corpora.pack import english_manifests, prepare_english
 from asr.cut import cut_manifest
 from asr.decoder import DecoderConfig
 from asr.lexicon import read_lexicon
@@ -29,7 +29,7 @@ AUGMENT = AugmentConfig(
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--corpora", type=Path, required=True, help="folder of the packs, NAME.tar and NAME.jsonl each")
+    parser.add_argument("--corpora", type=Path, help="folder of the packs, NAME.tar and NAME.jsonl each (default: they are unpacked already)")
     parser.add_argument("--also", type=Path, nargs="+", default=[], metavar="MANIFEST", help="more speech to train on, such as that of recipes/games")
     parser.add_argument("--data", type=Path, default=Path("data/packs"), help="where audio is unpacked to (default: %(default)s)")
     parser.add_argument("--lexicon", type=Path, default=Path("runs/lexicon.txt"), help="written by lexicon.py (default: %(default)s)")
@@ -60,7 +60,9 @@ def main() -> None:
     arguments = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
-    train_manifest, dev_manifests = prepare_english(arguments.corpora, arguments.data)
+    if arguments.corpora:
+        prepare_english(arguments.corpora, arguments.data)
+    train_manifest, dev_manifests = english_manifests(arguments.data)
     if arguments.cut_with:
         whole, train_manifest = train_manifest, arguments.data / "english_train_cut.jsonl"
         if not train_manifest.exists():

@@ -20,6 +20,7 @@ AUGMENT = AugmentConfig(
     noise_probability=0.3,
     reverb_probability=0.2,
     freq_warp=0.12,
+    silence_tilt=0.6,
     freq_width=24,
     time_masks_per_s=0.5,
     time_width=30,

@@ -28,7 +28,7 @@ from asr.rnnlm import save as save_rnnlm
 from asr.transcribe import Transcriber, folder_lexicon, folder_lm, folder_rescorer
 from asr.tune import tune
 
-LATER = """| speechocean762, SpeechOcean and Xiaomi: its adults | free for commercial and other use |
+LATER = """| speechocean762, SpeechOcean and Xiaomi: its adults and its children from 9 years on | free for commercial and other use |
 | speech of the games Beneath a Steel Sky, Revolution Software, Flight of the Amazon Queen, John Passfield and Steven Stamatiadis, and Drascula, Alcachofa Soft | free to change and to pass on at cost |
 | 2.2 hours said by Piper's synthetic voice en_US-joe-medium, Rhasspy (`recipes/english/synthetic.py`) | MIT |
 | what whisper's tiny.en encoder, OpenAI, makes of the speech: foretold in training (`recipes/english/teacher.py`) | MIT |

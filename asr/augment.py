@@ -1,4 +1,4 @@
-"""Augmentation: speed perturbation and noise on waveforms (numpy), frequency warps, silence and SpecAugment on features (torch). All of it from an explicit seed."""
+"""Augmentation: speed, rooms, noise and narrow bands on waveforms (numpy), frequency warps, silence and SpecAugment on features (torch). All of it from an explicit seed."""
 
 from __future__ import annotations
 
@@ -19,22 +19,30 @@ class AugmentConfig:
     """What training does to an utterance.
 
     speeds: factors drawn from uniformly (Ko et al. 2015). noise_probability: share of utterances that get noise, at a signal-to-noise
-    ratio drawn from noise_snr_db. reverb_probability: share that gets the reverberation of a made-up room, with a reverberation time drawn
-    from reverb_rt60_s and direct sound reverb_direct_db stronger than what follows it. freq_warp: largest share by which frequencies are moved
+    ratio drawn from noise_snr_db. speech_probability: share in whose background one to four other utterances are heard, speech_snr_db
+    weaker in all. reverb_probability: share that gets the reverberation of a made-up room, with a reverberation time drawn
+    from reverb_rt60_s and direct sound reverb_direct_db stronger than what follows it. band_probability: share that loses what is above a
+    frequency drawn from band_hz, as over a telephone. freq_warp: largest share by which frequencies are moved
     up or down, as if the vocal tract were shorter or longer (Jaitly & Hinton 2013). silence_tilt: how much less or more silent frames count in the
     means that features are normalised by, as if the recording were cut closer to the speech or less so, drawn from -silence_tilt to silence_tilt
-    (see weigh_silence). SpecAugment (Park et al. 2019): freq_masks masks of up to freq_width mel bins; time masks of up to
+    (see weigh_silence). voice_change: how much of the difference to another voice an utterance gets, drawn from 0 to voice_change (asr/voices.py).
+    SpecAugment (Park et al. 2019): freq_masks masks of up to freq_width mel bins; time masks of up to
     time_width frames, time_masks_per_s of them a second (at least one), never more than time_share of the utterance in all.
     """
 
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
     noise_probability: float = 0.0
     noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    speech_probability: float = 0.0
+    speech_snr_db: tuple[float, float] = (8.0, 30.0)
     reverb_probability: float = 0.0
     reverb_rt60_s: tuple[float, float] = (0.1, 0.6)
     reverb_direct_db: tuple[float, float] = (-3.0, 15.0)
+    band_probability: float = 0.0
+    band_hz: tuple[float, float] = (3500.0, 7000.0)
     freq_warp: float = 0.0
     silence_tilt: float = 0.0
+    voice_change: float = 0.0
     freq_masks: int = 2
     freq_width: int = 27
     time_masks_per_s: float = 0.4
@@ -44,13 +52,16 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
             raise ValueError(f"speeds: expected factors between 0.5 and 2, found {self.speeds!r}")
-        for name in ("noise_probability", "reverb_probability"):
+        for name in ("noise_probability", "speech_probability", "reverb_probability", "band_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected 0 to 1, found {getattr(self, name)!r}")
         if not 0 <= self.freq_warp <= 0.5:
             raise ValueError(f"freq_warp: expected 0 to 0.5, found {self.freq_warp!r}")
-        if not 0 <= self.silence_tilt <= 2:
-            raise ValueError(f"silence_tilt: expected 0 to 2, found {self.silence_tilt!r}")
+        if not 500 <= self.band_hz[0] <= self.band_hz[1] <= SAMPLE_RATE / 2:
+            raise ValueError(f"band_hz: expected two frequencies between 500 and {SAMPLE_RATE // 2} Hz, the lower first, found {self.band_hz!r}")
+        for name in ("silence_tilt", "voice_change"):
+            if not 0 <= getattr(self, name) <= 2:
+                raise ValueError(f"{name}: expected 0 to 2, found {getattr(self, name)!r}")
 
 
 def change_speed(waveform: np.ndarray, factor: float) -> np.ndarray:
@@ -61,6 +72,15 @@ def change_speed(waveform: np.ndarray, factor: float) -> np.ndarray:
 
     faster: np.ndarray = soxr.resample(waveform, round(factor * _SPEED_STEP), _SPEED_STEP, quality="MQ")
     return faster
+
+
+def narrow_band(waveform: np.ndarray, highest_hz: float) -> np.ndarray:
+    """Return the waveform (N,) without what is above highest_hz, as from a recording with twice as many samples a second."""
+    import soxr
+
+    rate = round(2 * highest_hz)
+    narrow: np.ndarray = soxr.resample(soxr.resample(waveform, SAMPLE_RATE, rate, quality="MQ"), rate, SAMPLE_RATE, quality="MQ")
+    return np.pad(narrow[: len(waveform)], (0, max(len(waveform) - len(narrow), 0)))
 
 
 def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float, *, rng: np.random.Generator) -> np.ndarray:
@@ -103,7 +123,8 @@ def augment_waveform(
     rng: np.random.Generator,
     fastest_speed: float = np.inf,
 ) -> np.ndarray:
-    """Return the waveform (N,) at a drawn speed and, now and then, in a room, and in noise: one of `noises`, or coloured noise made on the spot.
+    """Return the waveform (N,) at a drawn speed and, now and then, in a room, in noise (one of `noises`, or coloured noise made on the spot), without its
+    high frequencies.
 
     A drawn speed above fastest_speed (and above 1) becomes 1.
     """
@@ -111,11 +132,13 @@ def augment_waveform(
     waveform = change_speed(waveform, speed if speed <= max(fastest_speed, 1.0) else 1.0)
     if config.reverb_probability and rng.random() < config.reverb_probability:
         waveform = reverberate(waveform, rng.uniform(*config.reverb_rt60_s), rng.uniform(*config.reverb_direct_db), rng=rng)
-    if rng.random() >= config.noise_probability:
-        return waveform
-    kind = int(rng.integers(len(noises) + 1))
-    noise = noises[kind] if kind < len(noises) else coloured_noise(max(len(waveform), 2), rng.uniform(0, 2), rng=rng)
-    return add_noise(waveform, noise, rng.uniform(*config.noise_snr_db), rng=rng)
+    if rng.random() < config.noise_probability:
+        kind = int(rng.integers(len(noises) + 1))
+        noise = noises[kind] if kind < len(noises) else coloured_noise(max(len(waveform), 2), rng.uniform(0, 2), rng=rng)
+        waveform = add_noise(waveform, noise, rng.uniform(*config.noise_snr_db), rng=rng)
+    if config.band_probability and rng.random() < config.band_probability:
+        waveform = narrow_band(waveform, rng.uniform(*config.band_hz))
+    return waveform
 
 
 def warp_frequencies(features: Tensor, factors: np.ndarray, config: FeatureConfig) -> Tensor:

@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, get_worker_info
 
-from asr.augment import AugmentConfig, augment_waveform
+from asr.augment import AugmentConfig, add_noise, augment_waveform
 from asr.lexicon import Lexicon, LexiconError
 from asr.manifest import Utterance, read_utterance
 from asr.teacher import TeacherFrames
 from asr.text import TextError, Vocabulary
+
+_MAX_TALKERS = 4  # in the background
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,23 @@ class SpeechDataset(Dataset[Item]):
         num_samples = len(waveform)
         if self.augment is not None:
             rng = np.random.default_rng(seed)
+            if self.augment.speech_probability and rng.random() < self.augment.speech_probability:
+                waveform = add_noise(waveform, self._background(rng), rng.uniform(*self.augment.speech_snr_db), rng=rng)
             waveform = augment_waveform(
                 waveform, self.augment, noises=self.noises, rng=rng, fastest_speed=self.fastest_speeds[index]
             )
         frames = np.zeros((0, 0), np.float16) if self.teacher is None else self.teacher.read(utterance, num_samples / len(waveform))
         self._note(-1)
         return waveform, self.tokens[index], self.sounds[index], frames, utterance.id
+
+    def _background(self, rng: np.random.Generator) -> np.ndarray:
+        """Return what one to four utterances, equally loud, sound like at once, each as long as the first (N,)."""
+        indices = rng.integers(len(self.utterances), size=int(rng.integers(1, _MAX_TALKERS + 1)))
+        voices = [read_utterance(self.utterances[int(i)]) for i in indices]
+        mixed = np.zeros_like(voices[0])
+        for voice in voices:
+            mixed += np.resize(voice, len(mixed)) / max(float(np.sqrt(np.mean(voice**2))), 1e-6)
+        return mixed
 
     def _note(self, index: int) -> None:
         """Let the main process know what to name should this one die."""

@@ -61,6 +61,8 @@ from asr.storage import remove_leftovers, write_atomically
 from asr.teacher import Student, TeacherFrames, teacher_loss
 from asr.text import ENGLISH, Vocabulary
 from asr.transcribe import decoder_config
+from asr.voices import Voices
+from asr.voices import load as load_voices
 from asr.wer import ErrorCounts, count_word_errors
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,8 @@ class TrainConfig:
     utterance (CR-CTC, Yao et al. 2024); 0 turns it off. mmi: weight of the denominator of lattice-free maximum mutual information
     (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. spelling: weight of the CTC loss of the spellings where pronunciations are
     learned too. teacher: folder of another network's frames of the same speech (asr/teacher.py), which the network learns to foretell beside
-    its outputs; teacher_weight: of their squared error in the loss. precision: of the products; "auto" is bfloat16 where the processor
+    its outputs; teacher_weight: of their squared error in the loss. voices: file that recipes/english/voices.py wrote of the teacher's frames, for
+    AugmentConfig.voice_change. precision: of the products; "auto" is bfloat16 where the processor
     has it, else float32. Beside bfloat16 a GPU's recurrences are float32. init: a model folder to start from, its language model included,
     with which dev WER is then measured. patience: validations without a better dev
     WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
@@ -121,6 +124,7 @@ class TrainConfig:
     spelling: float = 1.0
     teacher: str = ""
     teacher_weight: float = 1.0
+    voices: str = ""
     precision: str = "float32"
     device: str = "cpu"
     num_workers: int = 1
@@ -199,6 +203,7 @@ class Run:
     scaler: GradScaler
     train_set: SpeechDataset
     bigram: Tensor | None
+    voices: Voices | None
     dev_sets: dict[str, list[Utterance]]
     progress: Progress
     rank: int
@@ -311,6 +316,7 @@ def _start(config: TrainConfig, run_dir: Path, *, resume: bool, rank: int, world
         scaler=scaler,
         train_set=train_set,
         bigram=bigram(train_set.sounds, len(sounds)).to(device) if sounds and config.mmi else None,
+        voices=_read_voices(config, train_set.teacher, device),
         dev_sets=_read_dev_sets(config.dev_manifests, vocabulary),
         progress=progress,
         rank=rank,
@@ -428,6 +434,20 @@ def _read_teacher(config: TrainConfig, utterances: Sequence[Utterance]) -> Teach
     for utterance in utterances:
         teacher.find(utterance)
     return teacher
+
+
+def _read_voices(config: TrainConfig, teacher: TeacherFrames | None, device: torch.device) -> Voices | None:
+    """Return the voices, which are told from features like the network's and frames like the teacher's."""
+    if not config.voices:
+        return None
+    voices = load_voices(config.voices)
+    expected = (teacher.size if teacher else 0, config.features.num_mels)
+    if (found := (len(voices.mean), voices.basis.shape[-1])) != expected:
+        raise TrainingError(
+            f"voices: {config.voices} is of frames of {found[0]} numbers of a teacher and {found[1]} mel bins, "
+            f"the teacher's here have {expected[0]}, the features {expected[1]}; write it anew with recipes/english/voices.py"
+        )
+    return voices.to(device)
 
 
 def _check_files(utterances: Sequence[Utterance]) -> None:
@@ -651,7 +671,13 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
     config = run.config
     features, lengths = run.log_mel(batch.waveforms.to(run.device, non_blocking=True), batch.waveform_lengths.to(run.device))
     targets = [x.to(run.device) for x in (batch.tokens, batch.token_lengths, batch.sounds, batch.sound_lengths)]
+    teacher, teacher_lengths = batch.teacher.to(run.device), batch.teacher_lengths.to(run.device)
     names, views = batch.names, 1
+    if run.voices is not None:
+        others = torch.from_numpy(rng.permutation(len(features))).to(run.device)
+        strengths = torch.from_numpy(rng.uniform(0, config.augment.voice_change, len(features))).to(features)
+        hop = config.model.subsampling // config.model.outputs_per_frame
+        features = run.voices(features, lengths, teacher, teacher_lengths, hop=hop, others=others, strengths=strengths)
     if config.consistency:
         views, names = 2, names * 2
         features, lengths, *targets = (torch.cat([x, x]) for x in (features, lengths, *targets))
@@ -660,7 +686,6 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
     if tilt := config.augment.silence_tilt:
         features = weigh_silence(features, lengths, rng.uniform(-tilt, tilt, len(features)))
     features = spec_augment(features, lengths.cpu(), config.augment, rng=rng, scale=2.5 if config.consistency else 1.0)
-    teacher, teacher_lengths = batch.teacher.to(run.device), batch.teacher_lengths.to(run.device)
     automatic = torch.bfloat16 if _fast_bfloat16(config.device) else None
     dtype = {"auto": automatic, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):

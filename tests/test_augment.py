@@ -13,6 +13,7 @@ from asr.augment import (
     augment_waveform,
     change_speed,
     coloured_noise,
+    narrow_band,
     reverberate,
     spec_augment,
     warp_frequencies,
@@ -62,6 +63,18 @@ def test_a_room_can_be_asked_for_and_changes_the_waveform() -> None:
     config = AugmentConfig(speeds=(1.0,), reverb_probability=1.0)
     heard = augment_waveform(TONE, config, noises=NO_NOISE, rng=np.random.default_rng(0))
     assert len(heard) == len(TONE) and not np.allclose(heard, TONE, atol=1e-3)
+
+
+@pytest.mark.parametrize("highest_hz", [3500.3, 5000.0, 8000.0])
+def test_a_narrow_band_keeps_what_is_below_and_loses_what_is_above(highest_hz: float) -> None:
+    noise = np.random.default_rng(0).standard_normal(20_001).astype(np.float32)
+    heard = narrow_band(noise, highest_hz)
+    assert len(heard) == len(noise) and heard.dtype == np.float32
+    frequencies, power = np.fft.rfftfreq(len(noise), 1 / 16_000), np.abs(np.fft.rfft(heard)) ** 2 / len(noise)
+    assert power[frequencies < 0.8 * highest_hz].mean() == pytest.approx(1, abs=0.1)
+    assert not (power[frequencies > 1.01 * highest_hz] > 0.05).any()
+    config = AugmentConfig(speeds=(1.0,), band_probability=1.0, band_hz=(highest_hz, highest_hz))
+    assert np.array_equal(augment_waveform(noise, config, noises=NO_NOISE, rng=np.random.default_rng(0)), heard)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
@@ -153,7 +166,7 @@ def test_weighing_silence_is_like_cutting_it_off_or_adding_it() -> None:
     assert torch.equal(pair[0], less[0])
 
 
-@pytest.mark.parametrize("wrong", [{"speeds": ()}, {"speeds": (0.1,)}, {"freq_warp": 0.6}, {"silence_tilt": 3.0}, {"noise_probability": 1.5}, {"reverb_probability": -0.1}])
+@pytest.mark.parametrize("wrong", [{"speeds": ()}, {"speeds": (0.1,)}, {"freq_warp": 0.6}, {"silence_tilt": 3.0}, {"noise_probability": 1.5}, {"reverb_probability": -0.1}, {"speech_probability": 2.0}, {"band_hz": (4000.0, 3000.0)}, {"band_hz": (4000.0, 9000.0)}, {"voice_change": -1.0}])
 def test_absurd_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AugmentConfig(**wrong)  # type: ignore[arg-type]

@@ -139,6 +139,23 @@ def test_the_seed_of_an_item_alone_decides_its_augmentation(tmp_path: Path) -> N
     assert len(slow[0, 1][0]) == 32_000
 
 
+def test_other_utterances_are_heard_in_the_background_as_loud_as_was_asked_for(tmp_path: Path) -> None:
+    times = np.arange(32_000) / 16_000
+    for hz in (300, 400, 500):
+        write_wav(tmp_path / f"{hz}.wav", (0.001 * hz * np.sin(2 * np.pi * hz * times)).astype(np.float32))
+    utterances = [Utterance(str(tmp_path / f"{hz}.wav"), 2.0, "a", id=str(hz)) for hz in (300, 400, 500)]
+    plain = SpeechDataset(utterances, ENGLISH)[1, 0][0]
+    augment = AugmentConfig(speeds=(1.0,), speech_probability=1.0, speech_snr_db=(10.0, 10.0))
+    dataset = SpeechDataset(utterances, ENGLISH, augment=augment)
+    heard = set()
+    for seed in range(30):
+        added = dataset[1, seed][0] - plain
+        assert 10 * np.log10(np.mean(plain**2) / np.mean(added**2)) == pytest.approx(10, abs=0.1)
+        heard |= set(np.flatnonzero(np.abs(np.fft.rfft(added)) > 100) / 2)
+    assert {300, 500} <= heard <= {300, 400, 500}
+    assert np.array_equal(dataset[1, 7][0], dataset[1, 7][0])
+
+
 def test_collate_pads_with_zeros_and_keeps_the_lengths() -> None:
     frames = np.ones((2, 4), np.float16)
     batch = collate([(np.ones(3, np.float32), [1, 2], [], frames[:1], "a"), (np.ones(5, np.float32), [3], [4, 5], frames, "b")])

@@ -181,8 +181,12 @@ def test_english_trains_from_packs_with_noise(
     assert frames.shape == (26 * len(read_manifest(manifest)), 256 + len(ENGLISH.tokens) + len(lexicon.sounds.tokens))
     moving = frames.std(axis=0) > 0  # a unit of the reader may be the same for all frames
     assert abs(frames.mean(axis=0)).max() < 0.02 and abs(frames.std(axis=0)[moving] - 1).max() < 0.02
+    voices = tmp_path / "voices.safetensors"
+    counts = ("--utterances", 40, "--numbers", 2, "--components", 4, "--threads", 1)
+    run_recipe(RECIPES / "english" / "voices.py", manifest, "--teacher", teacher, "--out", voices, *counts, monkeypatch=monkeypatch)
+    assert "round 8" in capsys.readouterr().out
     taught = tmp_path / "taught"
-    run_recipe(script, *options, "--out", taught, *own, *small, "--teacher", teacher, *ONE_EPOCH, monkeypatch=monkeypatch)
+    run_recipe(script, *options, "--out", taught, *own, *small, "--teacher", teacher, "--voices", voices, *ONE_EPOCH, monkeypatch=monkeypatch)
     losses = [json.loads((folder / "log.jsonl").read_text().splitlines()[0])["loss"] for folder in (out, taught)]
     assert losses[1] > 1.1 * losses[0]  # the frames' squared error stands beside the rest
 

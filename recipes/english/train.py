@@ -18,9 +18,12 @@ from asr.transcribe import Transcriber
 AUGMENT = AugmentConfig(
     speeds=(0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2),
     noise_probability=0.3,
+    speech_probability=0.2,
     reverb_probability=0.2,
+    band_probability=0.2,
     freq_warp=0.12,
     silence_tilt=0.6,
+    voice_change=2.0,
     freq_width=24,
     time_masks_per_s=0.5,
     time_width=30,
@@ -42,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.1, help="between layers (default: %(default)s)")
     parser.add_argument("--teacher", default="", help="folder of a teacher's frames of all this speech, written by teacher.py (default: none)")
     parser.add_argument("--teacher-weight", type=float, default=4.0, help="weight of their squared error (default: %(default)s)")
+    parser.add_argument("--voices", default="", help="voices that utterances are given besides their own, written by voices.py (default: none)")
     parser.add_argument("--layers", type=int, default=7, help="recurrent layers, of which all after the third add to what they read (default: %(default)s)")
     parser.add_argument("--hidden-size", type=int, default=384, help="units of a layer in each direction (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from, its layers as many or fewer (default: from scratch)")
@@ -94,6 +98,7 @@ def main() -> None:
         spelling=0.3,
         teacher=arguments.teacher,
         teacher_weight=arguments.teacher_weight,
+        voices=arguments.voices,
         precision=arguments.precision,
         mmi=arguments.mmi,
         num_workers=arguments.workers,

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("data/teacher"), help="folder of its frames (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("data/voices.safetensors"), help="default: %(default)s")
     parser.add_argument("--utterances", type=int, default=5000, help="how many, drawn at random (default: %(default)s)")
+    parser.add_argument("--shortest", type=float, default=2.5, help="seconds that an utterance must have to tell its voice (default: %(default)s)")
     parser.add_argument("--numbers", type=int, default=24, help="that make a voice (default: %(default)s)")
     parser.add_argument("--components", type=int, default=48, help="principal components of the teacher's frames (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=8, help="of the alternation (default: %(default)s)")
@@ -40,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    utterances = [u for path in arguments.manifests for u in read_manifest(path)]
+    utterances = [u for path in arguments.manifests for u in read_manifest(path) if u.duration >= arguments.shortest]
     utterances = random.Random(0).sample(utterances, min(arguments.utterances, len(utterances)))
     teacher = TeacherFrames(arguments.teacher)
     mean, projection = principal_components(teacher.frames, arguments.components)

@@ -90,8 +90,8 @@ modern prose (`recipes/english/text.py`), and the texts of the training speech.
 
 ## What it is bad at
 
-It has heard few hours: many words come out wrong. Words outside its lexicon never come out, unless they are given as hotwords; greedy decoding spells any. Expect many more errors with noise, distance, several
-speakers at once, strong accents, children and spontaneous speech. Letters spelled one by one it knows from AN4 alone. Languages other than English are beyond it.
+It has heard few hours: many words come out wrong. Words outside its lexicon never come out, unless they are given as hotwords; greedy decoding spells any. Expect many more errors with noise, distance, others
+talking, even in the background, strong accents, children and spontaneous speech. Letters spelled one by one it knows from AN4 alone. Languages other than English are beyond it.
 """
 
 

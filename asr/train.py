@@ -156,6 +156,8 @@ class TrainConfig:
             raise TrainingError(f"model.vocabulary_size: {self.model.vocabulary_size} for {len(self.vocabulary)} tokens")
         if self.model.num_sounds != len(self.sounds):
             raise TrainingError(f"model.num_sounds: {self.model.num_sounds} for {len(self.sounds)} sounds")
+        if bool(self.voices) != bool(self.augment.voice_change):
+            raise TrainingError(f"voices: expected a file where augment.voice_change is more than 0, and only there, found {self.voices!r} for {self.augment.voice_change:g}")
         if self.sounds and not (self.lexicon or self.init):
             raise TrainingError("lexicon: expected a lexicon file, or a model to start from that has one, to learn pronunciations from")
 

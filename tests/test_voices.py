@@ -13,7 +13,7 @@ from test_teacher import taught
 from test_train import Stop, stop_at_step, weights_hash
 from torch.nn import functional as F
 
-from asr.train import TrainingError, train
+from asr.train import TrainConfig, TrainingError, train
 from asr.voices import Voices, VoicesError, at_rate, load
 
 Tones = Callable[..., Path]
@@ -25,6 +25,10 @@ def made_up(num_mels: int = 40, size: int = 4) -> Voices:
     """Voices of two numbers, of a teacher's frames of `size` numbers."""
     torch.manual_seed(0)
     return Voices(torch.randn(size), torch.randn(size, 3), torch.randn(4, num_mels), torch.randn(2, 4, num_mels))
+
+
+def with_voices(config: TrainConfig, path: Path) -> TrainConfig:
+    return dataclasses.replace(config, voices=str(path), augment=dataclasses.replace(config.augment, voice_change=1.0))
 
 
 def said(voices: Voices, frames: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -69,7 +73,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_run_with_voices_differs_and_resumed_ends_with_the_same_weights(tones: Tones, tmp_path: Path) -> None:
     save_file(made_up().state_dict(), tmp_path / "v.safetensors")
     alone = taught(tones(), tmp_path / "teacher")
-    config = dataclasses.replace(alone, voices=str(tmp_path / "v.safetensors"), augment=dataclasses.replace(alone.augment, voice_change=1.0))
+    config = with_voices(alone, tmp_path / "v.safetensors")
     train(alone, tmp_path / "alone")
     train(config, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -82,8 +86,10 @@ def test_a_run_with_voices_differs_and_resumed_ends_with_the_same_weights(tones:
 
 def test_voices_of_other_frames_are_refused(tones: Tones, tmp_path: Path) -> None:
     save_file(made_up(80, size=5).state_dict(), tmp_path / "v.safetensors")
-    config = dataclasses.replace(taught(tones(), tmp_path / "teacher"), voices=str(tmp_path / "v.safetensors"))
+    config = with_voices(taught(tones(), tmp_path / "teacher"), tmp_path / "v.safetensors")
     with pytest.raises(TrainingError, match="5 numbers of a teacher and 80 mel bins, the teacher's here have 4"):
         train(config, tmp_path / "run")
     with pytest.raises(TrainingError, match="have 0"):
         train(dataclasses.replace(config, teacher=""), tmp_path / "run")
+    with pytest.raises(TrainingError, match="found '' for 1"):
+        dataclasses.replace(config, voices="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from asr.augment import AugmentConfig
@@ -23,12 +24,12 @@ AUGMENT = AugmentConfig(
     band_probability=0.2,
     freq_warp=0.12,
     silence_tilt=0.6,
-    voice_change=2.0,
     freq_width=24,
     time_masks_per_s=0.5,
     time_width=30,
     time_share=0.3,
 )
+VOICE_CHANGE = 2.0  # with --voices
 
 
 def parse() -> argparse.Namespace:
@@ -87,7 +88,7 @@ def main() -> None:
             residual_layers=max(arguments.layers - 3, 0),
             hidden_size=arguments.hidden_size,
         ),
-        augment=AUGMENT,
+        augment=replace(AUGMENT, voice_change=VOICE_CHANGE if arguments.voices else 0.0),
         epochs=arguments.epochs,
         batch_s=arguments.batch_seconds,
         learning_rate=arguments.learning_rate,

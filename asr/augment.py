@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from asr.audio import SAMPLE_RATE
+from asr.features import inside
 from asr.logmel import FeatureConfig, mel_edges
 
 _SPEED_STEP = 100  # speed factors are whole hundredths: soxr wants a ratio of integers
@@ -83,6 +85,14 @@ def narrow_band(waveform: np.ndarray, highest_hz: float) -> np.ndarray:
     return np.pad(narrow[: len(waveform)], (0, max(len(waveform) - len(narrow), 0)))
 
 
+def mix(waveforms: Sequence[np.ndarray], num_samples: int) -> np.ndarray:
+    """Return what several waveforms, made equally loud, sound like at once (num_samples,), each cut or repeated."""
+    mixed = np.zeros(num_samples, np.float32)
+    for waveform in waveforms:
+        mixed += np.resize(waveform, num_samples) / max(float(np.sqrt(np.mean(waveform**2))), 1e-6)
+    return mixed
+
+
 def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float, *, rng: np.random.Generator) -> np.ndarray:
     """Return the waveform (N,) with a random stretch of `noise`, repeated if short, at a signal-to-noise ratio of `snr_db`."""
     start = int(rng.integers(len(noise)))
@@ -155,16 +165,16 @@ def weigh_silence(features: Tensor, lengths: Tensor, tilts: np.ndarray) -> Tenso
     lengths: (B,) in frames. e: the frame's mean over the bins, itself with a mean of 0 and a variance of 1. A tilt of 0.3 does about what cutting off a
     second of silence does, one of -0.3 what adding it does.
     """
-    inside = torch.arange(features.shape[1], device=features.device)[None, :] < lengths[:, None]  # (B, T)
+    within = inside(lengths, features.shape[1])  # (B, T)
     count = lengths[:, None]
     loudness = features.mean(dim=2)  # (B, T)
-    loudness = (loudness - (loudness * inside).sum(dim=1, keepdim=True) / count) * inside
+    loudness = (loudness - (loudness * within).sum(dim=1, keepdim=True) / count) * within
     loudness = loudness / (loudness.square().sum(dim=1, keepdim=True) / count).sqrt().clamp(min=1e-3)
-    weights = (torch.from_numpy(tilts).to(features)[:, None] * loudness).exp() * inside
+    weights = (torch.from_numpy(tilts).to(features)[:, None] * loudness).exp() * within
     weights = (weights / weights.sum(dim=1, keepdim=True))[..., None]
     centred = features - (weights * features).sum(dim=1, keepdim=True)
     std = (weights * centred.square()).sum(dim=1, keepdim=True).sqrt()
-    return centred / std.clamp(min=0.1) * inside[..., None]
+    return centred / std.clamp(min=0.1) * within[..., None]
 
 
 def spec_augment(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, get_worker_info
 
-from asr.augment import AugmentConfig, add_noise, augment_waveform
+from asr.augment import AugmentConfig, add_noise, augment_waveform, mix
 from asr.lexicon import Lexicon, LexiconError
 from asr.manifest import Utterance, read_utterance
 from asr.teacher import TeacherFrames
@@ -99,10 +99,7 @@ class SpeechDataset(Dataset[Item]):
         """Return what one to four utterances, equally loud, sound like at once, each as long as the first (N,)."""
         indices = rng.integers(len(self.utterances), size=int(rng.integers(1, _MAX_TALKERS + 1)))
         voices = [read_utterance(self.utterances[int(i)]) for i in indices]
-        mixed = np.zeros_like(voices[0])
-        for voice in voices:
-            mixed += np.resize(voice, len(mixed)) / max(float(np.sqrt(np.mean(voice**2))), 1e-6)
-        return mixed
+        return mix(voices, len(voices[0]))
 
     def _note(self, index: int) -> None:
         """Let the main process know what to name should this one die."""

@@ -38,11 +38,11 @@ class LogMel(nn.Module):
 
         Frames beyond an utterance's length are zero.
         """
-        waveforms = waveforms * _mask(lengths, waveforms.shape[1])
+        waveforms = waveforms * inside(lengths, waveforms.shape[1])
         mel = self.mel(waveforms).transpose(1, 2)  # (B, M, T) -> (B, T, M)
         logs = torch.log(torch.clamp(mel, min=self.config.log_floor))
         frame_lengths: Tensor = num_frames(lengths, self.config)  # type: ignore[arg-type, assignment]
-        mask = _mask(frame_lengths, logs.shape[1])[..., None]  # (B, T, 1)
+        mask = inside(frame_lengths, logs.shape[1])[..., None]  # (B, T, 1)
         if self.config.normalisation == "running":
             return _normalise_running(logs, self.config) * mask, frame_lengths
         count = frame_lengths[:, None, None]
@@ -62,5 +62,6 @@ def _normalise_running(logs: Tensor, config: FeatureConfig) -> Tensor:
     return ((differences - means) / stds).float()
 
 
-def _mask(lengths: Tensor, size: int) -> Tensor:
+def inside(lengths: Tensor, size: int) -> Tensor:
+    """Return (B, size), True where frames or samples are within lengths (B,)."""
     return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]

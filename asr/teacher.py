@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from asr.features import inside
 from asr.manifest import Utterance
 from asr.model import AcousticModel
 from asr.storage import write_atomically
@@ -94,6 +94,5 @@ class Student(nn.Module):
 def teacher_loss(estimate: Tensor, frames: Tensor, lengths: Tensor) -> Tensor:
     """Return the squared error of estimate (B, T, D), mean over D, sum over the frames (B, T', D) within lengths (B,)."""
     num_frames = min(estimate.shape[1], frames.shape[1])
-    inside = torch.arange(num_frames, device=frames.device)[None, :] < lengths[:, None]  # (B, T)
     error = (estimate[:, :num_frames].float() - frames[:, :num_frames].float()).square().mean(dim=-1)
-    return (error * inside).sum()
+    return (error * inside(lengths, num_frames)).sum()

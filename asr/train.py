@@ -45,7 +45,7 @@ from asr.checkpoint import (
 from asr.ctc import ctc_loss, min_frames
 from asr.data import Batch, SpeechDataset, collate, epoch_batches, utterance_seed
 from asr.decoder import DecoderConfig, decode
-from asr.features import LogMel
+from asr.features import LogMel, inside
 from asr.g2p import complete
 from asr.lexicon import Lexicon, read_lexicon, write_lexicon
 from asr.lm import LanguageModel
@@ -701,9 +701,8 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
         loss = loss + config.teacher_weight * teacher_loss(estimate, frames, frame_lengths) / views
     if config.consistency:
         first, second = log_probs.chunk(2)  # (2 B, T', V) -> 2 x (B, T', V)
-        inside = torch.arange(first.shape[1], device=first.device)[None, :] < output_lengths.chunk(2)[0][:, None]
         divergence = _kl(second.detach(), first) + _kl(first.detach(), second)  # (B, T')
-        loss = loss + config.consistency * 0.5 * (divergence * inside).sum()
+        loss = loss + config.consistency * 0.5 * (divergence * inside(output_lengths.chunk(2)[0], first.shape[1])).sum()
     return loss
 
 

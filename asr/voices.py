@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asr.features import inside
+
 RIDGE = 60.0  # how many standard deviations of features count as much as a voice's difference from the mean of all
 
 
@@ -43,12 +45,15 @@ class Voices(nn.Module):
         """Return c_t (..., C + 1) of a teacher's frames (..., D)."""
         return F.pad((frames.float() - self.mean) @ self.projection, (0, 1), value=1.0)
 
+    def rest(self, features: Tensor, content: Tensor) -> Tensor:
+        """Return what is left of features (B, T', M) without what contents (B, T', C + 1) make of them in all voices, 0 outside of utterances."""
+        return (features - content @ self.common) * (content[..., -1:] > 0)
+
     def estimate(self, features: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
         """Return the voices (B, R) of features (B, T', M) with contents (B, T', C + 1), 0 outside of utterances, and what each number does (B, R, T' M)."""
-        rest = (features - content @ self.common) * (content[..., -1:] > 0)
         effects = torch.einsum("btc,rcm->brtm", content, self.basis).flatten(2)
         gram = effects @ effects.transpose(1, 2) + RIDGE * torch.eye(len(self.basis), device=features.device)
-        return torch.linalg.solve(gram, effects @ rest.flatten(1)[..., None])[..., 0], effects
+        return torch.linalg.solve(gram, effects @ self.rest(features, content).flatten(1)[..., None])[..., 0], effects
 
     def forward(self, features: Tensor, lengths: Tensor, frames: Tensor, frame_lengths: Tensor, *, hop: int, others: Tensor, strengths: Tensor) -> Tensor:
         """Return features (B, T, M), each utterance with a share, of strengths (B,), of the difference of another's voice, others (B,), from its own.
@@ -56,23 +61,18 @@ class Voices(nn.Module):
         lengths (B,): of the features. frames (B, T', D), frame_lengths (B,): of the teacher, each as long as `hop` of the features. A strength above 1 exaggerates the difference.
         """
         slow = at_rate(features, hop)[:, : frames.shape[1]]
-        content = self.content(frames[:, : slow.shape[1]]) * within(slow, torch.minimum(frame_lengths, lengths // hop))
+        content = self.content(frames[:, : slow.shape[1]]) * inside(torch.minimum(frame_lengths, lengths // hop), slow.shape[1])[..., None]
         voices, effects = self.estimate(slow, content)
         changes = (strengths[:, None] * (voices[others] - voices))[:, None, :] @ effects  # (B, 1, T' M)
         changes = F.interpolate(changes.view(slow.shape).transpose(1, 2), scale_factor=hop, mode="linear").transpose(1, 2)
         changes = F.pad(changes, (0, 0, 0, features.shape[1] - changes.shape[1]))
-        return features + changes * within(features, lengths)
+        return features + changes * inside(lengths, features.shape[1])[..., None]
 
 
 def at_rate(features: Tensor, hop: int) -> Tensor:
     """Return features (B, T, M) averaged over every `hop` frames (B, T // hop, M)."""
     num_frames = features.shape[1] // hop
     return features[:, : num_frames * hop].reshape(len(features), num_frames, hop, -1).mean(dim=2)
-
-
-def within(x: Tensor, lengths: Tensor) -> Tensor:
-    """Return (B, T, 1), 1 where frames of x (B, T, ...) are within lengths (B,), else 0."""
-    return (torch.arange(x.shape[1], device=x.device)[None, :] < lengths[:, None])[..., None].to(x)
 
 
 def load(path: str | os.PathLike[str]) -> Voices:

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from asr.audio import SAMPLE_RATE
-from asr.augment import add_noise, narrow_band, reverberate
+from asr.augment import add_noise, mix, narrow_band, reverberate
+from asr.evaluate import evaluate_manifest
 from asr.manifest import Utterance, read_manifest, read_utterance
-from asr.text import normalise
 from asr.transcribe import Transcriber
-from asr.wer import ErrorCounts, count_word_errors
+from asr.transcript import Transcript
+from asr.wer import ErrorCounts
 
 Condition = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-BATCH = 24  # utterances transcribed at once
 SILENCE_S = 1.0  # added on either side
 FRAME = 160  # samples in which silence is looked for
 EDGE_S = 0.15  # of silence left around speech
@@ -30,14 +30,12 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, nargs="+", required=True, help="manifests of what others say in the background")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores (default: %(default)s)")
     arguments = parser.parse_args()
-    utterances = [u for path in arguments.manifests for u in read_manifest(path)]
-    utterances.sort(key=lambda u: u.duration)
     background = [u for path in arguments.speech for u in read_manifest(path)]
     models = [Transcriber(model, num_threads=arguments.threads) for model in arguments.models]
     print("| recording | " + " | ".join(f"{model} WER %" for model in arguments.models) + " |\n|---|" + "---:|" * len(models))
     for name, condition in conditions(background).items():
-        rates = [100 * errors(model, utterances, condition).rate for model in models]
-        print(f"| {name} | " + " | ".join(f"{rate:.1f}" for rate in rates) + " |", flush=True)
+        words = [sum((evaluate_manifest(Changed(model, condition), path).words for path in arguments.manifests), ErrorCounts()) for model in models]
+        print(f"| {name} | " + " | ".join(f"{100 * errors.rate:.1f}" for errors in words) + " |", flush=True)
 
 
 def conditions(background: Sequence[Utterance]) -> dict[str, Condition]:
@@ -45,9 +43,7 @@ def conditions(background: Sequence[Utterance]) -> dict[str, Condition]:
 
     def talkers(rng: np.random.Generator, number: int) -> np.ndarray:
         voices = [read_utterance(background[int(i)]) for i in rng.integers(len(background), size=number)]
-        longest = max(len(voice) for voice in voices)
-        mixed: np.ndarray = np.sum([np.resize(voice / max(float(voice.std()), 1e-6), longest) for voice in voices], axis=0)
-        return mixed
+        return mix(voices, max(len(voice) for voice in voices))
 
     return {
         "as it is": lambda x, rng: x,
@@ -90,15 +86,15 @@ def cut_silence(waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return waveform[max(loud[0] * FRAME - edge, 0) : (loud[-1] + 1) * FRAME + edge]
 
 
-def errors(model: Transcriber, utterances: Sequence[Utterance], condition: Condition) -> ErrorCounts:
-    """Return the word errors of a model under a condition, whose chances are the same for every model."""
-    total = ErrorCounts()
-    for start in range(0, len(utterances), BATCH):
-        batch = utterances[start : start + BATCH]
-        waveforms = [condition(read_utterance(u), np.random.default_rng(start + i)) for i, u in enumerate(batch)]
-        for utterance, transcript in zip(batch, model.transcribe_batch([w.astype(np.float32) for w in waveforms]), strict=True):
-            total += count_word_errors(normalise(utterance.text), normalise(transcript.text))
-    return total
+class Changed:
+    """A transcriber that hears each waveform under a condition, whose chances depend on the waveform's length alone."""
+
+    def __init__(self, transcriber: Transcriber, condition: Condition) -> None:
+        self.transcriber, self.condition, self.name = transcriber, condition, transcriber.name
+
+    def transcribe_batch(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
+        changed = [self.condition(waveform, np.random.default_rng(len(waveform))) for waveform in waveforms]
+        return self.transcriber.transcribe_batch([waveform.astype(np.float32) for waveform in changed])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import SENTENCES
-from test_train import Stop, free_port, random_config, small_config, start_child, stop_at_step
+from test_train import Stop, free_port, random_config, small_config, start_child, stop_at_step, train_until
 
 import asr.data
 import asr.train
@@ -226,10 +226,7 @@ def test_sigterm_loses_only_the_steps_since_the_last_save(tones: Tones, tmp_path
 
 def stop_after_two_steps(config: TrainConfig, run_dir: Path) -> str:
     """Leave a run with a state; return the hash of its weights."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        stop_at_step(monkeypatch, 2)
-        with pytest.raises(Stop):
-            train(config, run_dir)
+    train_until(2, config, run_dir)
     return weights_hash(run_dir)
 
 
@@ -278,10 +275,7 @@ def test_the_log_of_a_resumed_run_names_each_step_once(tones: Tones, tmp_path: P
     config = random_config(tones(), dev_manifests=(str(dev),), epochs=3, save_minutes=60.0, num_workers=0)
     train(config, tmp_path / "whole")
     for last in (2, 5, 8):
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            stop_at_step(monkeypatch, last)
-            with pytest.raises(Stop):
-                train(config, tmp_path / "stopped", resume=any((tmp_path / "stopped").glob("state-*.pt")))
+        train_until(last, config, tmp_path / "stopped", resume=any((tmp_path / "stopped").glob("state-*.pt")))
         with open(tmp_path / "stopped" / "log.jsonl", "a") as file:
             file.write('{"step": 7, "lo')  # a kill in the middle of a line
     train(config, tmp_path / "stopped", resume=any((tmp_path / "stopped").glob("state-*.pt")))

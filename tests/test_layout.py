@@ -15,8 +15,8 @@ PACKAGE = Path(asr.__file__).parent
 RANKS = {
     "media": -1, "storage": -1,
     "text": 0, "audio": 0, "logmel": 0, "gru": 0, "muon": 0, "wer": 0, "transcript": 0, "lm": 0, "native": -1, "tiles": 0, "layers": 1,
-    "manifest": 1, "model": 1, "features": 1, "augment": 1, "ctc": 1, "mmi": 1, "rnnlm": 1, "lexicon": 1, "search": 1, "formats": 1, "vad": 1,
-    "voices": 0, "teacher": 2, "decoder": 2, "checkpoint": 2, "g2p": 2,
+    "manifest": 1, "model": 1, "features": 1, "ctc": 1, "mmi": 1, "rnnlm": 1, "lexicon": 1, "search": 1, "formats": 1, "vad": 1,
+    "augment": 2, "voices": 2, "teacher": 2, "decoder": 2, "checkpoint": 2, "g2p": 2,
     "data": 3, "corpora": 3, "evaluate": 3, "encoder": 3, "export": 3, "average": 3,
     "transcribe": 4, "report": 4,
     "tune": 5, "cut": 5, "stream": 5, "jobs": 5, "plot": 5,

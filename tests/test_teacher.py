@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import Stop, small_config, stop_at_step, weights_hash
+from test_train import small_config, train_until, weights_hash
 
 from asr.checkpoint import load_training_state
 from asr.manifest import Utterance, read_manifest
@@ -96,10 +96,7 @@ def test_a_network_learns_to_foretell_the_frames(tones: Tones, tmp_path: Path) -
 def test_a_taught_run_resumed_ends_with_the_same_weights(tones: Tones, tmp_path: Path) -> None:
     config = taught(tones(), tmp_path / "teacher")
     train(config, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        stop_at_step(monkeypatch, 3)
-        with pytest.raises(Stop):
-            train(config, tmp_path / "stopped")
+    train_until(3, config, tmp_path / "stopped")
     train(config, tmp_path / "stopped", resume=True)
     assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "whole")
     whole, stopped = (load_training_state(tmp_path / name)["foretelling"] for name in ("whole", "stopped"))

@@ -105,6 +105,14 @@ def stop_at_step(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     monkeypatch.setattr(asr.train, "_step", stopping)
 
 
+def train_until(last: int, config: TrainConfig, run_dir: Path, *, resume: bool = False) -> None:
+    """Train, and stop before the step after step `last`."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_at_step(monkeypatch, last)
+        with pytest.raises(Stop):
+            train(config, run_dir, resume=resume)
+
+
 def record_gradients(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Return a list to which every step adds all its gradients as one vector."""
     step, gradients = asr.train._step, []
@@ -303,10 +311,7 @@ def test_a_run_stopped_in_an_epoch_and_resumed_ends_with_the_same_weights(tones:
     manifest, dev = tones(), tones(SENTENCES[:2], name="dev")
     config = random_config(manifest, dev_manifests=(str(dev),))
     train(config, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        stop_at_step(monkeypatch, last)
-        with pytest.raises(Stop):
-            train(config, tmp_path / "stopped")
+    train_until(last, config, tmp_path / "stopped")
     progress = load_training_state(tmp_path / "stopped")["progress"]
     assert progress["step"] == last
     result = train(config, tmp_path / "stopped", resume=True)
@@ -394,10 +399,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(tones: Tones, tmp_p
 def test_a_resumed_run_with_a_damaged_newest_state_ends_with_the_same_weights(tones: Tones, tmp_path: Path) -> None:
     config = random_config(tones(), epochs=2)
     train(config, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        stop_at_step(monkeypatch, 4)
-        with pytest.raises(Stop):
-            train(config, tmp_path / "stopped")
+    train_until(4, config, tmp_path / "stopped")
     newest = sorted((tmp_path / "stopped").glob("state-*.pt"))[-1]
     newest.write_bytes(newest.read_bytes()[:-1000])
     train(config, tmp_path / "stopped", resume=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_teacher import taught
-from test_train import Stop, stop_at_step, weights_hash
+from test_train import train_until, weights_hash
 from torch.nn import functional as F
 
 from asr.train import TrainConfig, TrainingError, train
@@ -76,10 +76,7 @@ def test_a_run_with_voices_differs_and_resumed_ends_with_the_same_weights(tones:
     config = with_voices(alone, tmp_path / "v.safetensors")
     train(alone, tmp_path / "alone")
     train(config, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        stop_at_step(monkeypatch, 3)
-        with pytest.raises(Stop):
-            train(config, tmp_path / "stopped")
+    train_until(3, config, tmp_path / "stopped")
     train(config, tmp_path / "stopped", resume=True)
     assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "whole") != weights_hash(tmp_path / "alone")
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from asr.data import epoch_batches
-from asr.features import LogMel
+from asr.features import LogMel, inside
 from asr.logmel import FeatureConfig
 from asr.manifest import Utterance, read_manifest, read_utterance
 from asr.teacher import TeacherFrames
-from asr.voices import Voices, at_rate, within
+from asr.voices import Voices, at_rate
 
 BATCH_S = 30.0
 HELD_OUT = 10  # one batch of so many is not fitted, but measured
@@ -80,7 +80,7 @@ def hear(utterances: list[Utterance], teacher: TeacherFrames, voices: Voices) ->
     slow, content = at_rate(features, hop), voices.content(pad_sequence(frames, batch_first=True))
     num_frames = min(slow.shape[1], content.shape[1])
     frame_lengths = torch.minimum(lengths // hop, torch.tensor([len(f) for f in frames]))
-    return slow[:, :num_frames], content[:, :num_frames] * within(slow[:, :num_frames], frame_lengths)
+    return slow[:, :num_frames], content[:, :num_frames] * inside(frame_lengths, num_frames)[..., None]
 
 
 def least_squares(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -95,8 +95,7 @@ def fit_basis(voices: Voices, batches: list[tuple[Tensor, Tensor]], numbers: lis
     gram, product = 0, 0
     for (features, content), z in zip(batches, numbers, strict=True):
         x = torch.einsum("br,btc->btrc", z, content).flatten(2).flatten(0, 1)
-        rest = (features - content @ voices.common) * (content[..., -1:] > 0)
-        gram, product = gram + x.T @ x, product + x.T @ rest.flatten(0, 1)
+        gram, product = gram + x.T @ x, product + x.T @ voices.rest(features, content).flatten(0, 1)
     return torch.linalg.solve(gram + SMOOTHING * torch.eye(len(gram)), product).unflatten(0, (numbers[0].shape[1], -1))
 
 
@@ -106,8 +105,7 @@ def foretold(voices: Voices, batches: list[tuple[Tensor, Tensor]]) -> float:
     for features, content in batches:
         half = features.shape[1] // 2
         numbers, _ = voices.estimate(features[:, :half], content[:, :half])
-        inside = content[:, half:, -1:] > 0
-        rest = (features[:, half:] - content[:, half:] @ voices.common) * inside
+        rest = voices.rest(features[:, half:], content[:, half:])
         changes = torch.einsum("br,btc,rcm->btm", numbers, content[:, half:], voices.basis)
         before, after = before + float(rest.square().sum()), after + float((rest - changes).square().sum())
     return 1 - after / before

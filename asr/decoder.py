@@ -28,6 +28,7 @@ MOST_LOSS = 8.0  # made of parts that score at most so much less than those the 
 HEAP_SIZE = 1 << 14  # readings that wait for their turn
 HISTORY = 4  # words that decide what the recurrent model makes of the next ones
 NUM_RESERVED = 3  # <unk>, <s> and </s> come first among a language model's words
+MOST_OTHERS = 0.1  # words among the lexicon's that it lacks, for each of its own, that a language model may have without being put in order anew
 _BUILDING = threading.Lock()  # threads that decode their first segments at once would each build the lexicon's trie
 
 
@@ -445,7 +446,7 @@ class _Words(NamedTuple):
     rows: np.ndarray  # (W,): which of the lexicon's entries they are
     ids: np.ndarray  # (W,): their ids in the language model
     is_first: np.ndarray  # (W,): whether the language model knows the word, and this is the first way to say it
-    lm: LanguageModel | None  # its words in the order of those that are first: what begins alike has ids that follow one another
+    lm: LanguageModel | None  # its words in the order of those that are first: what begins alike has ids next to each other
 
 
 @lru_cache(maxsize=4)
@@ -467,7 +468,8 @@ def _words(vocabulary: Vocabulary, lm: LanguageModel | None, lexicon: Lexicon | 
     is_first = np.isin(rows, candidates[first[known != UNKNOWN_ID]])
     ids = ids[rows]
     in_order = ids[is_first]
-    if lm is not None and not np.array_equal(in_order, np.arange(NUM_RESERVED, NUM_RESERVED + len(in_order))):
+    is_ordered = (np.diff(in_order) > 0).all() and in_order.max(initial=0) + 1 - NUM_RESERVED <= (1 + MOST_OTHERS) * len(in_order)
+    if lm is not None and not is_ordered:
         others = np.setdiff1d(np.arange(NUM_RESERVED, len(lm.words)), in_order)
         order = np.concatenate([np.arange(NUM_RESERVED), in_order, others])
         lm, ids = reorder(lm, order), np.argsort(order)[ids].astype(np.int32)
@@ -499,7 +501,9 @@ def _lexicon_trie(
         np.maximum.at(best, parent[nodes - 1], best[nodes])
     best = np.append(best, alpha * lm.log_prob[1 + UNKNOWN_ID] if lm else 0.0)  # the last, [NONE]: of words outside the lexicon
     tokens = np.append([NONE], codes[row, depth]).astype(np.int32)
-    next_id = (NUM_RESERVED + np.append(0, np.cumsum(is_first))).astype(np.int32)  # of the next word that is first, at each row
+    first_ids = ids[is_first]
+    first_ids = np.append(first_ids, first_ids[-1:] + 1 if len(first_ids) else NUM_RESERVED).astype(np.int32)
+    next_id = first_ids[np.append(0, np.cumsum(is_first))]  # of the next word that is first, at each row
     num_below = np.bincount(node_at[inside.T], minlength=1 + len(parent))[1:]
     low, high = np.append(0, next_id[row]), np.append(0, next_id[row + num_below])
     ids, bonus = ids[by_node], bonus[by_node]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from asr import search
+from asr import decoder, search
 from asr.ctc import collapse, forced_align
 from asr.decoder import DecoderConfig, DecoderError, _make_scorer, beam_search, decode, greedy_decode, in_search_order
 from asr.lexicon import Lexicon
@@ -204,6 +205,21 @@ def test_a_language_model_in_search_order_is_left_as_it_is() -> None:
     ordered = in_search_order(model, SMALL, ALIKE)
     assert ordered.words == ("<unk>", "<s>", "</s>", "a", "b", "ab", "ba")  # as they sound: a, ab, b, b
     assert in_search_order(ordered, SMALL, ALIKE) is ordered
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_words_of_the_language_model_that_the_lexicon_lacks_may_stand_between_its_own(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordered, lexicon = in_search_order(MODEL, SMALL), ["a", "b"]
+    assert [word for word in ordered.words if word[0] in "ab"] == ["a", "ab", "b", "ba"]
+    assert in_search_order(ordered, SMALL, Lexicon(tuple(lexicon), tuple(lexicon))) is not ordered  # they are too many
+    monkeypatch.setattr(decoder, "MOST_OTHERS", 1.0)
+    with_few = replace(ordered)
+    assert in_search_order(with_few, SMALL, Lexicon(tuple(lexicon), tuple(lexicon))) is with_few
+    log_probs = random_log_probs(np.random.default_rng(seed), 5, 4)
+    settings = {"alpha": 0.8, "beta": 0.7, "unknown_penalty": 1.5, "lexicon": lexicon}
+    expected = by_enumeration(log_probs, model=with_few, **settings)
+    found = {hypothesis.text: hypothesis.score for hypothesis in beam_search(log_probs, SMALL, lm=with_few, **EXACT, **settings)}
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def clear(path: str, vocabulary: Vocabulary) -> np.ndarray:

@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=7, help="recurrent layers, of which all after the third add to what they read (default: %(default)s)")
     parser.add_argument("--hidden-size", type=int, default=384, help="units of a layer in each direction (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from, its layers as many or fewer (default: from scratch)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the speech and of all that is drawn at random (default: %(default)s)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
     parser.add_argument("--validate-epochs", type=int, default=1, help="epochs from one validation to the next (default: %(default)s)")
     parser.add_argument("--mmi", type=float, default=0.8, help="weight of the MMI loss (default: %(default)s)")
@@ -79,6 +80,7 @@ def main() -> None:
         dev_manifests=tuple(map(str, dev_manifests)),
         noise_dir=str(arguments.data / "noise"),
         init=arguments.init,
+        seed=arguments.seed,
         sounds=sounds,
         lexicon=str(arguments.lexicon),
         model=ModelConfig(

@@ -502,7 +502,7 @@ def _lexicon_trie(
     best = np.append(best, alpha * lm.log_prob[1 + UNKNOWN_ID] if lm else 0.0)  # the last, [NONE]: of words outside the lexicon
     tokens = np.append([NONE], codes[row, depth]).astype(np.int32)
     first_ids = ids[is_first]
-    first_ids = np.append(first_ids, first_ids[-1:] + 1 if len(first_ids) else NUM_RESERVED).astype(np.int32)
+    first_ids = np.append(first_ids, first_ids.max(initial=NUM_RESERVED - 1) + 1)  # they rise
     next_id = first_ids[np.append(0, np.cumsum(is_first))]  # of the next word that is first, at each row
     num_below = np.bincount(node_at[inside.T], minlength=1 + len(parent))[1:]
     low, high = np.append(0, next_id[row]), np.append(0, next_id[row + num_below])

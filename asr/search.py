@@ -100,7 +100,7 @@ class Scorer(NamedTuple):
     lexicon_bonus: Any  # of an entry, 0 or less if the language model does not know it
     lexicon_best: Any  # alpha ln p + bonus of the best word that begins so; the last, [NONE], is that of unknown words, without their bonus
     lexicon_low: Any  # the words below a node have ids in the language model from lexicon_low to lexicon_high - 1,
-    lexicon_high: Any  # but for those that are there as another way to say them
+    lexicon_high: Any  # but for those that are there as another way to say them; a few of these ids may be of words that the lexicon lacks
     lexicon_loss: Any  # of an entry that sounds like a hotword and is another word: that hotword's bonus
     lm_first_child: Any  # without model: of length 0
     lm_word: Any

@@ -7,6 +7,7 @@ All randomness is a function of the seed and the position in the run, so a resum
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import logging
@@ -71,6 +72,7 @@ MAX_BAD_STEPS = 10
 MAX_UNIFORM_SHARE = 1.5  # an epoch's loss over that of a network that guesses every frame's token; above it training has diverged
 LOADER_TIMEOUT_S = 600.0  # to read and augment one batch
 OPTIMISERS = ("adamw", "muon")
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -224,6 +226,7 @@ def train(config: TrainConfig, run_dir: str | os.PathLike[str], *, resume: bool 
     Raises TrainingError, CheckpointError, and the errors of manifests, audio and text.
     """
     run_dir = Path(run_dir)
+    _bound_memory()
     with _process_group(config) as (rank, world, device):
         run = _start(config, run_dir, resume=resume, rank=rank, world=world, device=device)
         try:
@@ -252,6 +255,19 @@ def learning_rate(config: TrainConfig, epochs_done: float) -> float:
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------------------
+
+
+def _bound_memory() -> None:
+    """Keep the memory of a run from growing with the shapes of its batches, of which hardly two are alike.
+
+    oneDNN keeps code and workspace of up to 1,024 shapes of products, unless told otherwise before its first one. glibc's malloc
+    maps large blocks anew each time, unless it takes them from its heap, all of it kept.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ from asr.decoder import beam_search, greedy_decode
 from asr.g2p import train_g2p
 from asr.lexicon import Lexicon, LexiconError, read_lexicon, write_lexicon
 from asr.logmel import FeatureConfig
-from asr.manifest import Utterance, read_manifest, read_utterance
+from asr.manifest import ManifestError, Utterance, read_manifest, read_utterance
 from asr.model import ModelConfig
 from asr.text import TextError
 from asr.train import TrainConfig, TrainingError, _changed, learning_rate, train
@@ -606,3 +606,13 @@ def test_a_setting_that_an_older_state_lacks_does_not_stop_its_run() -> None:
     new = {"epochs": 3, "model": {"cell": "gru", "later": 1}, "even_later": True}
     assert _changed({"epochs": 3, "model": {"cell": "gru"}}, new) == []
     assert _changed({"epochs": 4, "model": {"cell": "lstm"}}, new) == ["epochs", "model.cell"]
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "64"), ("7", "7")])
+def test_few_products_are_kept_for_shapes_of_batches_unless_told_otherwise(before: str, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", before)
+    if not before:
+        monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    with pytest.raises(ManifestError):
+        train(TrainConfig(train_manifests=(str(tmp_path / "missing.jsonl"),)), tmp_path / "run")
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == after

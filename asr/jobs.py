@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import glob
 import json
 import multiprocessing
@@ -24,6 +23,7 @@ import numpy as np
 
 from asr.audio import AudioError, audio_duration_s, read_blocks
 from asr.formats import SUFFIXES, write
+from asr.malloc import keep_memory
 from asr.media import AUDIO_SUFFIXES, MEDIA_SUFFIXES
 from asr.storage import write_atomically
 from asr.transcribe import Transcriber, join
@@ -32,7 +32,6 @@ from asr.transcript import Segment, Transcript
 MANIFEST_SUFFIXES = (".jsonl", ".json")
 MAX_TASKS_AT_ONCE = 32  # given to a process together, so that short recordings are recognised together
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 REPORT_S = 0.5  # from one report of progress to the next, of several processes
 
 Progress = Callable[[float], None]  # is told how many more seconds of audio are done
@@ -216,7 +215,7 @@ def run(
     """
     progress = progress or (lambda seconds: None)
     if jobs == 1:
-        _keep_memory()
+        keep_memory()
         yield from _do(load(), tasks, output, progress)
         return
     if any(task.path == "-" for task in tasks):
@@ -243,14 +242,6 @@ def run(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-
-
-def _keep_memory() -> None:
-    """Let glibc keep the large blocks that recognition frees and asks for again, in one heap, instead of having the system clear new pages for each."""
-    with suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 1 << 28), (M_ARENA_MAX, 1)):
-            mallopt(option, value)
 
 
 def _do(transcriber: Transcriber, tasks: Sequence[Task], output: Output | None, progress: Progress) -> Iterator[Outcome]:
@@ -295,7 +286,7 @@ def _read_stdin() -> Iterator[np.ndarray]:
 def _start_process(load: Callable[[], Transcriber], output: Output | None, seconds: Any, stop: Any) -> None:
     """Prepare a process of `run`, which Ctrl-C reaches as `stop`, between two segments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _keep_memory()
+    keep_memory()
 
     def progress(segment_s: float) -> None:
         with seconds.get_lock():

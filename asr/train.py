@@ -7,7 +7,6 @@ All randomness is a function of the seed and the position in the run, so a resum
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import logging
@@ -52,6 +51,7 @@ from asr.lexicon import Lexicon, read_lexicon, write_lexicon
 from asr.lm import LanguageModel
 from asr.lm import load as load_lm
 from asr.logmel import FeatureConfig, num_frames
+from asr.malloc import keep_memory
 from asr.manifest import Utterance, read_manifest
 from asr.mmi import bigram, denominator, text_log_probs
 from asr.model import AcousticModel, ModelConfig, output_length, take_over
@@ -72,7 +72,6 @@ MAX_BAD_STEPS = 10
 MAX_UNIFORM_SHARE = 1.5  # an epoch's loss over that of a network that guesses every frame's token; above it training has diverged
 LOADER_TIMEOUT_S = 600.0  # to read and augment one batch
 OPTIMISERS = ("adamw", "muon")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -260,14 +259,10 @@ def learning_rate(config: TrainConfig, epochs_done: float) -> float:
 def _bound_memory() -> None:
     """Keep the memory of a run from growing with the shapes of its batches, of which hardly two are alike.
 
-    oneDNN keeps code and workspace of up to 1,024 shapes of products, unless told otherwise before its first one. glibc's malloc
-    maps large blocks anew each time, unless it takes them from its heap, all of it kept.
+    oneDNN keeps code and workspace of up to 1,024 shapes of products, unless told otherwise before its first one.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    keep_memory()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import asr
 
 PACKAGE = Path(asr.__file__).parent
 RANKS = {
-    "media": -1, "storage": -1,
+    "malloc": -1, "media": -1, "storage": -1,
     "text": 0, "audio": 0, "logmel": 0, "gru": 0, "muon": 0, "wer": 0, "transcript": 0, "lm": 0, "native": -1, "tiles": 0, "layers": 1,
     "manifest": 1, "model": 1, "features": 1, "ctc": 1, "mmi": 1, "rnnlm": 1, "lexicon": 1, "search": 1, "formats": 1, "vad": 1,
     "augment": 2, "voices": 2, "teacher": 2, "decoder": 2, "checkpoint": 2, "g2p": 2,

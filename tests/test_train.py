@@ -610,7 +610,7 @@ def test_a_setting_that_an_older_state_lacks_does_not_stop_its_run() -> None:
 
 @pytest.mark.parametrize(("before", "after"), [("", "64"), ("7", "7")])
 def test_few_products_are_kept_for_shapes_of_batches_unless_told_otherwise(before: str, after: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", before)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", before)  # also so that what train sets is undone
     if not before:
         monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
     with pytest.raises(ManifestError):

@@ -604,15 +604,17 @@ def lm_train(texts: tuple[str, ...], out: str, order: int, min_counts: tuple[int
 @click.option("--words", type=click.IntRange(1), default=30_000, help="Know so many of the most frequent words.")
 @click.option("--embedding", type=click.IntRange(1), default=256, help="Numbers a word.")
 @click.option("--hidden", type=click.IntRange(1), default=512, help="Units of the recurrent layer.")
+@click.option("--init", metavar="FILE", type=click.Path(dir_okay=False), help="Start from this recurrent language model, with its words and sizes.")
 @click.option("--passes", type=click.FloatRange(0, min_open=True), default=1.0, help="Passes over the text, also less than one.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, help="The peak.")
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads; 0: as many as there are cores.")
 @click.option("--resume", is_flag=True, help="Go on from the newest state in FILE.state, with the same texts and settings.")
-def lm_train_recurrent(texts: tuple[str, ...], out: str, resume: bool, **options: Any) -> None:
+def lm_train_recurrent(texts: tuple[str, ...], out: str, init: str | None, resume: bool, **options: Any) -> None:
     """Train a recurrent language model (a GRU) on TEXTs, as `asr lm train` takes them, and print its size.
 
-    It remembers a sentence from its first word on, and is used together with an n-gram model. Millions of words take hours.
+    It remembers a sentence from its first word on, and is used together with an n-gram model. Millions of words take hours. With --init, a model
+    learns further texts, such as those of a field.
     """
     from itertools import chain
 
@@ -621,8 +623,9 @@ def lm_train_recurrent(texts: tuple[str, ...], out: str, resume: bool, **options
 
     names = {"words": "vocabulary_size", "embedding": "embedding_size", "hidden": "hidden_size", "threads": "num_threads"}
     config = RnnlmConfig(**{names.get(name, name): value for name, value in options.items()})
-    model = train_recurrent(chain.from_iterable(map(_sentences, texts)), config, out, resume=resume)
-    click.echo(f"{out}\twords {len(model.words)}\tembedding {options['embedding']}\thidden {options['hidden']}\t{Path(out).stat().st_size / 1e6:.1f} MB")
+    model = train_recurrent(chain.from_iterable(map(_sentences, texts)), config, out, init=init, resume=resume)
+    embedding_size, hidden_size = model.projection.shape
+    click.echo(f"{out}\twords {len(model.words)}\tembedding {embedding_size}\thidden {hidden_size}\t{Path(out).stat().st_size / 1e6:.1f} MB")
 
 
 def _sentences(path: str) -> Iterable[str]:

@@ -11,7 +11,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asr.checkpoint import load_training_state, save_training_state
-from asr.gru import run_gru
-from asr.lm import END_ID, START_ID, LanguageModelError, read_words
-from asr.rnnlm import RecurrentLanguageModel, save
+from asr.gru import fast_bfloat16, run_gru
+from asr.lm import END_ID, START_ID, UNKNOWN_ID, LanguageModelError, read_words
+from asr.rnnlm import RecurrentLanguageModel, load, save
 from asr.storage import remove_leftovers
 
 LONGEST = 60  # words in a row that are learned; what is left of a longer sentence goes on from the word before it, in a state of zeros
@@ -34,6 +34,10 @@ EMBEDDING_STD = 0.06
 WARMUP_STEPS = 200
 CLIP_NORM = 1.0
 LOG_SECONDS = 30.0
+FIELDS = {  # of a model, by their names in a RecurrentNetwork
+    "embed.weight": "embedding", "bias": "bias", "gru.weight_ih_l0": "input_weight", "gru.weight_hh_l0": "recurrent_weight",
+    "gru.bias_ih_l0": "input_bias", "gru.bias_hh_l0": "recurrent_bias", "project.weight": "projection", "project.bias": "projection_bias",
+}  # fmt: skip
 NOT_THE_RESULT = ("num_threads", "save_minutes")  # settings that a resumed training may change
 
 logger = logging.getLogger(__name__)
@@ -86,25 +90,16 @@ class RecurrentNetwork(nn.Module):
         """Return what is expected after each of the words (T, B), from states of zeros: (T, B, E), to be multiplied with the embeddings."""
         embedded = F.dropout(self.embed(words), self.dropout, self.training)
         frames = torch.arange(len(words))[:, None].expand_as(words)
-        states = run_gru([self.gru], embedded, [frames])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training and fast_bfloat16("cpu")):
+            states = run_gru([self.gru], embedded, [frames])
         expected: Tensor = self.project(F.dropout(states, self.dropout, self.training))
         return expected
 
 
 def to_model(weights: Mapping[str, Tensor], words: Sequence[str]) -> RecurrentLanguageModel:
     """Return the model of a RecurrentNetwork's state_dict and its words, by id."""
-    arrays = {name: tensor.detach().float().numpy().copy() for name, tensor in weights.items()}
-    return RecurrentLanguageModel(
-        words=tuple(words),
-        embedding=arrays["embed.weight"],
-        bias=arrays["bias"],
-        input_weight=arrays["gru.weight_ih_l0"],
-        recurrent_weight=arrays["gru.weight_hh_l0"],
-        input_bias=arrays["gru.bias_ih_l0"],
-        recurrent_bias=arrays["gru.bias_hh_l0"],
-        projection=arrays["project.weight"],
-        projection_bias=arrays["project.bias"],
-    )
+    fields: dict[str, Any] = {field: weights[name].detach().float().numpy().copy() for name, field in FIELDS.items()}
+    return RecurrentLanguageModel(tuple(words), **fields)
 
 
 class _Text(NamedTuple):
@@ -148,12 +143,15 @@ class _Training:
         return self.config.passes * float(self.text.lengths.sum())
 
 
-def train(sentences: Iterable[str], config: RnnlmConfig, out: str | Path, *, resume: bool = False) -> RecurrentLanguageModel:
+def train(
+    sentences: Iterable[str], config: RnnlmConfig, out: str | Path, *, init: str | Path | None = None, resume: bool = False
+) -> RecurrentLanguageModel:
     """Train a model on `sentences`, words separated by spaces; write it to the file `out`, in fewer bits, and return it.
 
     The loss is that of a softmax over each word and the step's negatives, weighted by how often they are drawn (Bengio and Senécal 2008,
     "Adaptive importance sampling to accelerate training of a neural probabilistic language model"), and of the square of ln Z, so that the
     sum over the words becomes about 1 (Devlin et al. 2014). Until `out` is there, the folder OUT.state holds states to go on from.
+    init: the file of a model to start from, whose words and sizes are taken instead of the config's.
     resume: go on from the newest; none, or one of another text or other settings, is an error.
     Raises LanguageModelError, and CheckpointError for states that cannot be read.
     """
@@ -163,8 +161,16 @@ def train(sentences: Iterable[str], config: RnnlmConfig, out: str | Path, *, res
     state = load_training_state(states) if resume else None
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    words, stream = read_words(sentences, config.vocabulary_size)
-    training = _start(config, states, words, stream)
+    if init is None:
+        words, stream = read_words(sentences, config.vocabulary_size)
+        training = _start(config, states, words, stream)
+    else:
+        model = load(init)
+        found, stream = read_words(sentences, None)
+        words, stream = model.words, np.array([model.word_ids.get(word, UNKNOWN_ID) for word in found], np.int32)[stream]
+        sizes = {"vocabulary_size": len(words), "embedding_size": model.embedding.shape[1], "hidden_size": model.projection.shape[1]}
+        training = _start(replace(config, **sizes), states, words, stream)
+        training.network.load_state_dict({name: torch.from_numpy(getattr(model, field)) for name, field in FIELDS.items()})
     if state:
         _restore(training, state)
         logger.info("resumed at %.2f million words", training.progress.words / 1e6)

@@ -91,8 +91,12 @@ class Student(nn.Module):
         return self.network.classify(x), output_lengths, self.foretelling(x).unflatten(2, (self.network.config.outputs_per_frame, -1)).flatten(1, 2)
 
 
-def teacher_loss(estimate: Tensor, frames: Tensor, lengths: Tensor) -> Tensor:
-    """Return the squared error of estimate (B, T, D), mean over D, sum over the frames (B, T', D) within lengths (B,)."""
+def teacher_loss(estimate: Tensor, frames: Tensor, lengths: Tensor, *, delay: int = 0) -> Tensor:
+    """Return the squared error of estimate (B, T, D), mean over D, sum over the frames (B, T', D) within lengths (B,).
+
+    A frame is foretold `delay` frames after its own time, when a one-directional network has heard what follows it; the last ones never are.
+    """
+    estimate, lengths = estimate[:, delay:], (lengths - delay).clamp(min=0)
     num_frames = min(estimate.shape[1], frames.shape[1])
     error = (estimate[:, :num_frames].float() - frames[:, :num_frames].float()).square().mean(dim=-1)
     return (error * inside(lengths, num_frames)).sum()

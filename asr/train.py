@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from asr.data import Batch, SpeechDataset, collate, epoch_batches, utterance_see
 from asr.decoder import DecoderConfig, decode
 from asr.features import LogMel, inside
 from asr.g2p import complete
+from asr.gru import fast_bfloat16
 from asr.lexicon import Lexicon, read_lexicon, write_lexicon
 from asr.lm import LanguageModel
 from asr.lm import load as load_lm
@@ -93,10 +93,10 @@ class TrainConfig:
     utterance (CR-CTC, Yao et al. 2024); 0 turns it off. mmi: weight of the denominator of lattice-free maximum mutual information
     (asr/mmi.py) in the loss of the pronunciations; 0 leaves CTC. spelling: weight of the CTC loss of the spellings where pronunciations are
     learned too. teacher: folder of another network's frames of the same speech (asr/teacher.py), which the network learns to foretell beside
-    its outputs; teacher_weight: of their squared error in the loss. voices: file that recipes/english/voices.py wrote of the teacher's frames, for
-    AugmentConfig.voice_change. precision: of the products; "auto" is bfloat16 where the processor
-    has it, else float32. Beside bfloat16 a GPU's recurrences are float32. init: a model folder to start from, its language model included,
-    with which dev WER is then measured. patience: validations without a better dev
+    its outputs; teacher_weight: of their squared error in the loss; teacher_delay: so many output frames after their time they are foretold. voices:
+    file that recipes/english/voices.py wrote of the teacher's frames, for AugmentConfig.voice_change. precision: of the products; "auto" is bfloat16
+    where the processor has it, else float32. Beside bfloat16 a GPU's recurrences are float32. init: a model folder to start from, its language
+    model included, with which dev WER is then measured. patience: validations without a better dev
     WER before the run stops; 0 never. validate_epochs: epochs from one validation to the next. save_minutes: between states.
     """
 
@@ -125,6 +125,7 @@ class TrainConfig:
     spelling: float = 1.0
     teacher: str = ""
     teacher_weight: float = 1.0
+    teacher_delay: int = 0
     voices: str = ""
     precision: str = "float32"
     device: str = "cpu"
@@ -144,7 +145,7 @@ class TrainConfig:
         for name in ("epochs", "batch_s", "accumulation", "learning_rate", "clip_norm", "validate_epochs"):
             if not 0 < getattr(self, name) < math.inf:
                 raise TrainingError(f"{name}: expected more than 0, found {getattr(self, name)!r}")
-        for name in ("seed", "warmup_epochs", "weight_decay", "consistency", "mmi", "spelling", "teacher_weight", "num_workers", "num_threads", "patience"):
+        for name in ("seed", "warmup_epochs", "weight_decay", "consistency", "mmi", "spelling", "teacher_weight", "teacher_delay", "num_workers", "num_threads", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise TrainingError(f"{name}: expected 0 or more, found {getattr(self, name)!r}")
         if not 0 <= self.ema_decay < 1:
@@ -383,7 +384,7 @@ def _optimisers(config: TrainConfig, network: AcousticModel, student: Student | 
             {"params": [p for name, p in matrices.items() if name.startswith("layers.")], "num_blocks": gates},
             {"params": [p for name, p in matrices.items() if not name.startswith("layers.")]},
         ]
-        dtype = torch.bfloat16 if _fast_bfloat16(config.device) else torch.float32
+        dtype = torch.bfloat16 if fast_bfloat16(config.device) else torch.float32
         optimisers.append(Muon(groups, lr=config.learning_rate, weight_decay=config.weight_decay, dtype=dtype))
         parameters = {name: p for name, p in parameters.items() if name not in matrices}
     groups = [
@@ -393,15 +394,6 @@ def _optimisers(config: TrainConfig, network: AcousticModel, student: Student | 
     fused = config.device.startswith("cuda")
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=fused)
     return [*optimisers, adamw]
-
-
-@cache
-def _fast_bfloat16(device: str) -> bool:
-    """Whether the device multiplies in bfloat16 rather than imitate it, which on a CPU without AVX-512 BF16 or AMX takes 50 times as long as float32."""
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _read_lexicon(config: TrainConfig, run_dir: Path, utterances: Sequence[Utterance], *, resume: bool) -> Lexicon:
@@ -699,7 +691,7 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
     if tilt := config.augment.silence_tilt:
         features = weigh_silence(features, lengths, rng.uniform(-tilt, tilt, len(features)))
     features = spec_augment(features, lengths.cpu(), config.augment, rng=rng, scale=2.5 if config.consistency else 1.0)
-    automatic = torch.bfloat16 if _fast_bfloat16(config.device) else None
+    automatic = torch.bfloat16 if fast_bfloat16(config.device) else None
     dtype = {"auto": automatic, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
     with torch.autocast(run.device.type, dtype=dtype, enabled=dtype is not None):
         log_probs, output_lengths, *foretold = run.wrapped(features, lengths)
@@ -709,7 +701,7 @@ def _piece_loss(run: Run, batch: Batch, rng: np.random.Generator) -> Tensor:
     ) / views  # fmt: skip
     for estimate in foretold:
         frames, frame_lengths = teacher.repeat(views, 1, 1), teacher_lengths.repeat(views).minimum(output_lengths)
-        loss = loss + config.teacher_weight * teacher_loss(estimate, frames, frame_lengths) / views
+        loss = loss + config.teacher_weight * teacher_loss(estimate, frames, frame_lengths, delay=config.teacher_delay) / views
     if config.consistency:
         first, second = log_probs.chunk(2)  # (2 B, T', V) -> 2 x (B, T', V)
         divergence = _kl(second.detach(), first) + _kl(first.detach(), second)  # (B, T')

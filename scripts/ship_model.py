@@ -28,16 +28,11 @@ from asr.rnnlm import save as save_rnnlm
 from asr.transcribe import Transcriber, folder_lexicon, folder_lm, folder_rescorer
 from asr.tune import tune
 
-LATER = """| speechocean762, SpeechOcean and Xiaomi: its adults and its children from 9 years on | free for commercial and other use |
-| speech of the games Beneath a Steel Sky, Revolution Software, Flight of the Amazon Queen, John Passfield and Steven Stamatiadis, and Drascula, Alcachofa Soft | free to change and to pass on at cost |
-| 2.2 hours said by Piper's synthetic voice en_US-joe-medium, Rhasspy (`recipes/english/synthetic.py`) | MIT |
-| what whisper's tiny.en encoder, OpenAI, makes of the speech: foretold in training (`recipes/english/teacher.py`) | MIT |
-"""  # english-live has not heard these
 CARD = """# {name}
 
 Writes down English speech: lower-case words, no punctuation, numbers spelled out. A stacked {directions} GRU with {layers} layers of {hidden} units a
 direction on 80 log-mel bins, {parameters:,} parameters, trained with CTC and maximum mutual information to write letters and pronunciations on {hours} hours of openly licensed speech by
-`recipes/{recipe}/train.py` ({epochs} epochs, {steps} steps, seed {seed}, in the last of the runs that `recipes/{recipe}/README.md` tells of).
+`recipes/english/train.py{option}` ({epochs} epochs, {steps} steps, seed {seed}, in the last of the runs that `recipes/{recipe}/README.md` tells of).
 
 ## Error rates
 
@@ -71,7 +66,11 @@ modern prose (`recipes/english/text.py`), and the texts of the training speech.
 | kathleen, Rhasspy | CC0 |
 | Asterisk core sounds, Allison Smith | CC BY-SA 3.0 |
 | AN4, Carnegie Mellon University: its training part | BSD-like |
-{later}| CMUdict, Carnegie Mellon University: pronunciations, and what other words sound like after a model of it | BSD-like |
+| speechocean762, SpeechOcean and Xiaomi: its adults and its children from 9 years on | free for commercial and other use |
+| speech of the games Beneath a Steel Sky, Revolution Software, Flight of the Amazon Queen, John Passfield and Steven Stamatiadis, and Drascula, Alcachofa Soft | free to change and to pass on at cost |
+| 2.2 hours said by Piper's synthetic voice en_US-joe-medium, Rhasspy (`recipes/english/synthetic.py`) | MIT |
+| what whisper's tiny.en encoder, OpenAI, makes of the speech: foretold in training (`recipes/english/teacher.py`) | MIT |
+| CMUdict, Carnegie Mellon University: pronunciations, and what other words sound like after a model of it | BSD-like |
 | background noises of Google Speech Commands, mixed in | CC BY 4.0 |
 | for the language model: WordNet 3.0, Princeton University: definitions and examples | WordNet licence |
 | the same: Presidents' addresses on the State of the Union | CC0 |
@@ -157,6 +156,7 @@ def make_card(model: Path, tables: Mapping[str, str], calibration_error: float) 
         name=model.name,
         directions="bidirectional" if bidirectional else "one-directional",
         recipe="english" if bidirectional else "streaming",
+        option="" if bidirectional else " --live",
         words=len(lexicon.first) if lexicon else len(lm.words),
         layers=folder.network["num_layers"],
         hidden=folder.network["hidden_size"],
@@ -168,7 +168,6 @@ def make_card(model: Path, tables: Mapping[str, str], calibration_error: float) 
         machine=f"{os.cpu_count()} {platform.machine()} cores",
         lm=f"A word {lm.order}-gram of {sum(lm.num_ngrams):,} n-grams and {len(lm.words):,} words",
         rnnlm=rnnlm,
-        later=LATER if bidirectional else "",
         calibration=calibration_error,
         **tables,
     )

@@ -30,6 +30,7 @@ from asr.lm import train as train_lm
 from asr.logmel import FeatureConfig
 from asr.manifest import read_manifest
 from asr.model import AcousticModel, ModelConfig
+from asr.stream import load_streaming_network
 from asr.text import ENGLISH
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -202,6 +203,23 @@ def test_english_trains_from_packs_with_noise(
     run_recipe(script, *options, "--out", taught, *own, *small, "--teacher", teacher, "--voices", voices, *ONE_EPOCH, monkeypatch=monkeypatch)
     losses = [json.loads((folder / "log.jsonl").read_text().splitlines()[0])["loss"] for folder in (out, taught)]
     assert losses[1] > 1.1 * losses[0]  # the frames' squared error stands beside the rest
+    run_recipe(RECIPES / "streaming" / "forward_half.py", out / "best", "--out", tmp_path / "half", monkeypatch=monkeypatch)
+    live = ("--out", tmp_path / "live", "--live", "--init", tmp_path / "half", "--teacher", teacher, "--teacher-delay", 3)
+    run_recipe(script, *options, *own, *small, *live, *ONE_EPOCH, monkeypatch=monkeypatch)
+    assert load_streaming_network(tmp_path / "live" / "best") is not None
+
+
+def test_the_forward_half_of_a_model_reads_what_the_forward_cells_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = AcousticModel(ModelConfig(num_layers=2, hidden_size=8, conv_channels=8))
+    save_model_folder(tmp_path / "whole", whole, features=FeatureConfig(), vocabulary=ENGLISH, info={}, card="")
+    run_recipe(RECIPES / "streaming" / "forward_half.py", tmp_path / "whole", "--out", tmp_path / "half", monkeypatch=monkeypatch)
+    weights = {name: load_network(load_model_folder(tmp_path / name)).state_dict() for name in ("whole", "half")}
+    for name in ("layers.1.forward_cell.weight_ih_l0", "norms.1.weight", "output.weight"):
+        expected, found = weights["whole"][name], weights["half"][name]
+        assert torch.equal(found, expected[..., :8])  # the first half of the inputs, which came from the forward cell
+    assert load_streaming_network(tmp_path / "half") is not None
+    with pytest.raises(SystemExit, match="expected a bidirectional model"):
+        run_recipe(RECIPES / "streaming" / "forward_half.py", tmp_path / "half", "--out", tmp_path / "quarter", monkeypatch=monkeypatch)
 
 
 def test_a_wider_model_begins_with_the_states_of_the_one_it_was_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,6 +253,17 @@ def test_training_writes_the_model_and_leaves_no_state(folder: Path) -> None:
     np.testing.assert_allclose(found.interpolate(sentences(1, 9), ngram(), 1)[0], model.interpolate(sentences(1, 9), ngram(), 1)[0], atol=0.1)
 
 
+def test_a_training_goes_on_from_a_model_with_its_words(folder: Path, tmp_path: Path) -> None:
+    before, text = trained(folder), [sentence.replace("right0", "right1") for sentence in sentences(1, 300)]  # and no right0
+    settings = replace(SMALL, passes=5, hidden_size=9, vocabulary_size=2)
+    unchanged = rnnlm_train.train(text, replace(settings, learning_rate=1e-12), tmp_path / "unchanged", init=folder / "m")
+    after = rnnlm_train.train(text, settings, tmp_path / "after", init=folder / "m")
+    assert after.words == before.words
+    old, same_as_old, new = (m.interpolate(["left0 and right1", "left2 and right2"], ngram(), 1)[0] for m in (rnnlm.load(folder / "m"), unchanged, after))
+    np.testing.assert_allclose(same_as_old, old, atol=1e-4)
+    assert new[0] > old[0] + 2 and abs(new[1] - old[1]) < 1
+
+
 def same(one: RecurrentLanguageModel, other: RecurrentLanguageModel) -> bool:
     return one.words == other.words and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(other) if name != "word_ids")
 
@@ -393,6 +404,8 @@ def test_the_command_trains_and_info_describes(tmp_path: Path) -> None:
     model = rnnlm.load(tmp_path / "m")
     assert len(model.words) == 8 and model.projection.shape == (5, 7)
     assert run("info", tmp_path / "m").stdout == "words\t8\nembedding\t5\nhidden\t7\n"
+    done = run("train-recurrent", tmp_path / "text.txt", "--out", tmp_path / "n", "--init", tmp_path / "m", "--threads", 1)
+    assert f"{tmp_path / 'n'}\twords 8\tembedding 5\thidden 7\t" in done.stdout, done.output
     lm.save(ngram(), tmp_path / "ngram")
     assert run("info", tmp_path / "ngram").stdout.startswith("order\t3\n")
 

@@ -18,13 +18,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import spoken_tones, write_tones
-from test_recipes import RECIPES, audio_bytes, run_recipe, write_pack, write_tar
 
 from asr import encoder
 from asr.audio import SAMPLE_RATE, load_audio, write_wav
 from asr.checkpoint import load_model_folder, load_network, save_model_folder
 from asr.cli import main
-from asr.corpora.pack import ENGLISH_PACKS
 from asr.features import LogMel
 from asr.logmel import FeatureConfig, LogMelStream, log_mel, num_frames
 from asr.model import AcousticModel, ModelConfig
@@ -268,22 +266,6 @@ def test_a_missing_microphone_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     result = CliRunner().invoke(main, ["listen"])
     assert result.exit_code == 1 and "asr[live]" in result.stderr and "Traceback" not in result.output
-
-
-def test_the_streaming_recipe_gives_a_model_that_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = RECIPES / "streaming" / "train.py"
-    for pack in ENGLISH_PACKS:
-        write_pack(tmp_path, pack)
-    write_tar(tmp_path / "noise.tar", {"noise/tap.wav": audio_bytes(0)})
-    whole = AcousticModel(ModelConfig(num_layers=2, hidden_size=8, conv_channels=8))
-    save_model_folder(tmp_path / "whole", whole, features=FeatureConfig(), vocabulary=ENGLISH, info={}, card="")
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    options = ["--corpora", tmp_path, "--data", tmp_path / "data", "--out", tmp_path / "run", "--forward-half-of", tmp_path / "whole"]
-    run_recipe(script, *options, "--epochs", "1", "--threads", "1", monkeypatch=monkeypatch)
-    assert load_streaming_network(tmp_path / "run" / "best") is not None
-    weights = {name: load_network(load_model_folder(tmp_path / name)).state_dict() for name in ("whole", "run/init")}
-    found, expected = (weights[name]["layers.1.forward_cell.weight_ih_l0"] for name in ("run/init", "whole"))
-    assert torch.equal(found, expected[:, :8])  # the first half of the inputs, which came from the forward cell
 
 
 def test_a_microphone_of_any_rate_is_heard_at_16_khz(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,12 @@ def test_the_loss_is_the_squared_error_within_the_lengths() -> None:
     assert float(teacher_loss(estimate, frames, torch.tensor([5, 2]))) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_frame_can_be_foretold_late() -> None:
+    estimate, frames = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
+    expected = float(((estimate[0, 3:] - frames[0, :2]) ** 2).mean(dim=-1).sum())  # of the second, shorter than the delay, there is none
+    assert float(teacher_loss(estimate, frames, torch.tensor([5, 2]), delay=3)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_each_output_frame_of_a_network_has_its_foretold_one() -> None:
     config = ModelConfig(num_layers=1, hidden_size=8, conv_channels=8, subsampling=8, outputs_per_frame=2)
     student = Student(AcousticModel(config), 5)

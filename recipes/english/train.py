@@ -12,6 +12,7 @@ from asr.corpora.pack import english_manifests, prepare_english
 from asr.cut import cut_manifest
 from asr.decoder import DecoderConfig
 from asr.lexicon import read_lexicon
+from asr.logmel import FeatureConfig
 from asr.model import ModelConfig
 from asr.train import TrainConfig, train
 from asr.transcribe import Transcriber
@@ -46,7 +47,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.1, help="between layers (default: %(default)s)")
     parser.add_argument("--teacher", default="", help="folder of a teacher's frames of all this speech, written by teacher.py (default: none)")
     parser.add_argument("--teacher-weight", type=float, default=4.0, help="weight of their squared error (default: %(default)s)")
+    parser.add_argument("--teacher-delay", type=int, default=0, help="frames of 40 ms by which they are foretold later than they are heard (default: %(default)s)")
     parser.add_argument("--voices", default="", help="voices that utterances are given besides their own, written by voices.py (default: none)")
+    parser.add_argument("--live", action="store_true", help="one-directional, features normalised by what was heard so far (see recipes/streaming)")
     parser.add_argument("--layers", type=int, default=7, help="recurrent layers, of which all after the third add to what they read (default: %(default)s)")
     parser.add_argument("--hidden-size", type=int, default=384, help="units of a layer in each direction (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from, its layers as many or fewer (default: from scratch)")
@@ -75,6 +78,9 @@ def main() -> None:
         if not train_manifest.exists():
             cut_manifest(whole, train_manifest, Transcriber(arguments.cut_with, decoder=DecoderConfig()), longest_s=6.0)
     sounds = read_lexicon(arguments.lexicon).sounds.tokens
+    augment = replace(AUGMENT, voice_change=VOICE_CHANGE if arguments.voices else 0.0)
+    if arguments.live:
+        augment = replace(augment, silence_tilt=0.0)  # it normalises over the whole utterance
     config = TrainConfig(
         train_manifests=(str(train_manifest), *map(str, arguments.also)),
         dev_manifests=tuple(map(str, dev_manifests)),
@@ -83,14 +89,16 @@ def main() -> None:
         seed=arguments.seed,
         sounds=sounds,
         lexicon=str(arguments.lexicon),
+        features=FeatureConfig(normalisation="running" if arguments.live else "utterance"),
         model=ModelConfig(
             dropout=arguments.dropout,
+            bidirectional=not arguments.live,
             num_sounds=len(sounds),
             num_layers=arguments.layers,
             residual_layers=max(arguments.layers - 3, 0),
             hidden_size=arguments.hidden_size,
         ),
-        augment=replace(AUGMENT, voice_change=VOICE_CHANGE if arguments.voices else 0.0),
+        augment=augment,
         epochs=arguments.epochs,
         batch_s=arguments.batch_seconds,
         learning_rate=arguments.learning_rate,
@@ -101,6 +109,7 @@ def main() -> None:
         spelling=0.3,
         teacher=arguments.teacher,
         teacher_weight=arguments.teacher_weight,
+        teacher_delay=arguments.teacher_delay,
         voices=arguments.voices,
         precision=arguments.precision,
         mmi=arguments.mmi,

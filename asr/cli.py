@@ -384,7 +384,7 @@ def _print_findings(path: Path, vocabulary: str | None) -> int:
 @click.option("--train", "train_manifests", multiple=True, required=True, metavar="MANIFEST", help="Manifest to learn from; may be repeated.")
 @click.option("--dev", "dev_manifests", multiple=True, metavar="MANIFEST", help="Manifest to choose the best weights by; may be repeated.")
 @click.option("--out", "run_dir", required=True, type=click.Path(file_okay=False), help="Run folder: states, logs, and best/, the model folder.")
-@click.option("--resume", is_flag=True, help="Go on from the run folder's newest state.")
+@click.option("--resume", is_flag=True, help="Go on from the run folder's newest state, with other --epochs too.")
 @click.option("--init", default="", metavar="MODEL", help="Start from a model: a shipped one's name or a folder; network and vocabulary are its own.")
 @click.option("--vocabulary", type=click.Choice(["english", "data"]), default="english", help="english: a-z ' and space; data: all characters of the texts.")
 @click.option("--lexicon", default="", type=click.Path(dir_okay=False), help="Words and pronunciations, a tab between, a character a sound: learn to write these too.")

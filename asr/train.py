@@ -222,7 +222,7 @@ class Run:
 def train(config: TrainConfig, run_dir: str | os.PathLike[str], *, resume: bool = False) -> TrainResult:
     """Train a model and return where it is. Under torchrun, each process calls this with the same config.
 
-    resume: go on from the newest readable state in run_dir; a folder without one, or one of another config, is an error.
+    resume: go on from the newest readable state in run_dir, for more or fewer epochs too; a folder without one, or one of another config, is an error.
     Raises TrainingError, CheckpointError, and the errors of manifests, audio and text.
     """
     run_dir = Path(run_dir)
@@ -829,7 +829,7 @@ def _save_best(run: Run, dev_wer: Mapping[str, float] | None = None) -> None:
 
 def _identity(config: TrainConfig) -> str:
     """The config without what may change between a run and its continuation."""
-    free = ("device", "num_workers", "num_threads", "save_minutes", "patience", "init", "noise_dir", "train_manifests", "dev_manifests", "lexicon")
+    free = ("device", "num_workers", "num_threads", "save_minutes", "validate_epochs", "patience", "init", "noise_dir", "train_manifests", "dev_manifests", "lexicon")
     return json.dumps({k: v for k, v in dataclasses.asdict(config).items() if k not in free}, sort_keys=True)
 
 
@@ -865,6 +865,9 @@ def _restore(
     if "optimisers" not in state:
         raise CheckpointError("the run was started by an older version of this program; start a new run, with its best/ as init")
     changed = _changed(json.loads(state["config"]), json.loads(_identity(config)))
+    if "epochs" in changed:
+        changed.remove("epochs")
+        logger.warning("the learning rate now falls over %d epochs, not %d", config.epochs, json.loads(state["config"])["epochs"])
     if changed:
         raise CheckpointError(f"the run was started with another configuration ({', '.join(changed)} differ); start a new run")
     network.load_state_dict(state["network"])

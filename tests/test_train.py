@@ -396,6 +396,16 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(tones: Tones, tmp_p
         train(small_config(manifest, epochs=1, learning_rate=1e-4), tmp_path / "run", resume=True)
 
 
+def test_a_run_can_go_on_for_more_epochs(tones: Tones, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = random_config(tones(), epochs=1)
+    train(config, tmp_path / "run")
+    longer = dataclasses.replace(config, epochs=2)
+    result = train(longer, tmp_path / "run", resume=True)
+    assert result.epochs == 2 and "the learning rate now falls over 2 epochs, not 1" in caplog.text
+    rates = [(row["epoch"], row["learning_rate"]) for row in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines()) if "loss" in row]
+    assert all(rate == learning_rate(longer if epoch >= 1 else config, epoch) for epoch, rate in rates) and rates[-1][0] > 1
+
+
 def test_a_resumed_run_with_a_damaged_newest_state_ends_with_the_same_weights(tones: Tones, tmp_path: Path) -> None:
     config = random_config(tones(), epochs=2)
     train(config, tmp_path / "whole")

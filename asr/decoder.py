@@ -95,20 +95,39 @@ def decode(
     sounds: Vocabulary | None = None,
     hotwords: Mapping[str, float] | None = None,
     rescorer: RecurrentLanguageModel | None = None,
+    begun: BeamSearch | None = None,
 ) -> Hypothesis:
     """Return the best text of `log_probs` (T', V) by the method that the config names.
 
     With a lexicon of `sounds`, log_probs (T', V + S), beam search with a language model is among the lexicon's words as they sound, and
-    the hypothesis' tokens are sounds. rescorer: ranks its best texts anew, if the config gives it weight. Raises DecoderError.
+    the hypothesis' tokens are sounds. rescorer: ranks its best texts anew, if the config gives it weight. begun: make_search's of the same
+    settings, which has searched earlier frames of the same utterance and goes on. Raises DecoderError.
     """
     spelled, pronounced = np.split(log_probs, [len(vocabulary)], axis=1)
     if config.method == "greedy":
         return greedy_decode(spelled, vocabulary)
-    search_settings: dict[str, Any] = {"beam_size": config.beam_size, "lm": lm, "alpha": config.alpha, "beta": config.beta, "unknown_penalty": config.unknown_penalty}
-    search_settings |= {"rescorer": rescorer, "rescore_weight": config.rescore_weight}
+    beam = begun or make_search(vocabulary, config, lm=lm, lexicon=lexicon, sounds=sounds, hotwords=hotwords, rescorer=rescorer)
+    is_heard = lm is not None and lexicon is not None and sounds is not None
+    return beam.run(pronounced if is_heard else spelled)[0]
+
+
+def make_search(
+    vocabulary: Vocabulary,
+    config: DecoderConfig,
+    *,
+    lm: LanguageModel | None,
+    lexicon: Lexicon | None,
+    sounds: Vocabulary | None,
+    hotwords: Mapping[str, float] | None,
+    rescorer: RecurrentLanguageModel | None,
+) -> BeamSearch:
+    """Return the search that decode makes of these settings. Raises DecoderError."""
     if lm is None or lexicon is None or sounds is None:
-        return beam_search(spelled, vocabulary, hotwords=hotwords, **search_settings)[0]
-    return beam_search(pronounced, sounds, lexicon=lexicon, hotwords=hotwords, **search_settings)[0]
+        lexicon, sounds = None, vocabulary
+    return BeamSearch(
+        sounds, beam_size=config.beam_size, lm=lm, alpha=config.alpha, beta=config.beta, unknown_penalty=config.unknown_penalty,
+        lexicon=lexicon, hotwords=hotwords, rescorer=rescorer, rescore_weight=config.rescore_weight,
+    )  # fmt: skip
 
 
 def in_search_order(lm: LanguageModel, vocabulary: Vocabulary, lexicon: Lexicon | None = None) -> LanguageModel:
@@ -139,25 +158,13 @@ def greedy_decode(log_probs: np.ndarray, vocabulary: Vocabulary) -> Hypothesis:
     return Hypothesis(tokens, _text(tokens, vocabulary), frames, score, score, 0.0)
 
 
-def beam_search(
-    log_probs: np.ndarray,
-    vocabulary: Vocabulary,
-    *,
-    beam_size: int = 100,
-    num_best: int = 1,
-    lm: LanguageModel | None = None,
-    alpha: float = 0.5,
-    beta: float = 1.5,
-    unknown_penalty: float = 10.0,
-    lexicon: Lexicon | Sequence[str] | None = None,
-    hotwords: Mapping[str, float] | None = None,
-    rescorer: RecurrentLanguageModel | None = None,
-    rescore_weight: float = 0.0,
-    beam_threshold: float = 13.0,
-    token_threshold: float = -6.0,
-    blank_threshold: float = 0.9,
-) -> list[Hypothesis]:
-    """Return the `num_best` best texts of `log_probs` (T', V), best first, each summed over all its paths.
+def beam_search(log_probs: np.ndarray, vocabulary: Vocabulary, **settings: Any) -> list[Hypothesis]:
+    """Return the best texts of `log_probs` (T', V), best first, by a BeamSearch of these settings. Raises DecoderError as it does."""
+    return BeamSearch(vocabulary, **settings).run(log_probs)
+
+
+class BeamSearch:
+    """Finds the `num_best` best texts of log-probabilities that may grow, each summed over all its paths.
 
         score = ln p(tokens) + alpha ln p(words) + beta (number of words) - unknown_penalty (unknown words) + hotwords
 
@@ -172,49 +179,95 @@ def beam_search(
     another whose future is the same. What an unfinished word will score is foreseen by bigrams (Ortmanns et al. 1996, "Language-model
     look-ahead for large vocabulary speech recognition").
     Hannun et al. 2014, "First-pass large vocabulary continuous speech recognition using bi-directional recurrent DNNs".
-    Raises DecoderError for log-probabilities that are not (T', V) numbers <= 0, and for settings that mean nothing.
     """
-    log_probs = _checked(log_probs, vocabulary)
-    if beam_size < 1 or num_best < 1:
-        raise DecoderError(f"expected a beam and a number of hypotheses of 1 or more, found {beam_size} and {num_best}")
-    if (
-        not math.isfinite(alpha + beta + unknown_penalty)
-        or np.isnan([beam_threshold, token_threshold, blank_threshold]).any()
-    ):
-        raise DecoderError(
-            "expected finite weights and thresholds that are numbers, found"
-            f" {(alpha, beta, unknown_penalty, beam_threshold, token_threshold, blank_threshold)}"
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        beam_size: int = 100,
+        num_best: int = 1,
+        lm: LanguageModel | None = None,
+        alpha: float = 0.5,
+        beta: float = 1.5,
+        unknown_penalty: float = 10.0,
+        lexicon: Lexicon | Sequence[str] | None = None,
+        hotwords: Mapping[str, float] | None = None,
+        rescorer: RecurrentLanguageModel | None = None,
+        rescore_weight: float = 0.0,
+        beam_threshold: float = 13.0,
+        token_threshold: float = -6.0,
+        blank_threshold: float = 0.9,
+    ) -> None:
+        """Raises DecoderError for settings that mean nothing."""
+        if beam_size < 1 or num_best < 1:
+            raise DecoderError(f"expected a beam and a number of hypotheses of 1 or more, found {beam_size} and {num_best}")
+        if (
+            not math.isfinite(alpha + beta + unknown_penalty)
+            or np.isnan([beam_threshold, token_threshold, blank_threshold]).any()
+        ):
+            raise DecoderError(
+                "expected finite weights and thresholds that are numbers, found"
+                f" {(alpha, beta, unknown_penalty, beam_threshold, token_threshold, blank_threshold)}"
+            )
+        phrases = tuple((hotwords or {}).items())
+        is_heard = isinstance(lexicon, Lexicon)
+        if lexicon is not None and not isinstance(lexicon, Lexicon):
+            lexicon = _spelling_lexicon(tuple(lexicon))
+        self._vocabulary, self._num_best, self._lexicon = vocabulary, num_best, lexicon
+        self._lm, self._alpha, self._weight = lm, alpha, rescore_weight
+        self._rescorer = None if lm is None or rescore_weight <= 0 else rescorer
+        self._scorer, self._rows = _make_scorer(vocabulary, lm, lexicon, phrases, is_heard=is_heard, alpha=alpha, beta=beta, unknown_penalty=unknown_penalty)
+        self._pruning = search.Pruning(
+            beam_size=int(beam_size),
+            beam_threshold=float(beam_threshold),
+            token_threshold=float(token_threshold),
+            blank_threshold=math.log(blank_threshold) if blank_threshold > 0 else -math.inf,
+            recombine=num_best == 1 or self._rescorer is not None,
+            most_loss=-1.0 if self._rescorer is None else MOST_LOSS,
         )
-    phrases = tuple((hotwords or {}).items())
-    is_heard = isinstance(lexicon, Lexicon)
-    if lexicon is not None and not isinstance(lexicon, Lexicon):
-        lexicon = _spelling_lexicon(tuple(lexicon))
-    scorer, rows = _make_scorer(vocabulary, lm, lexicon, phrases, is_heard=is_heard, alpha=alpha, beta=beta, unknown_penalty=unknown_penalty)
-    log_blank_threshold = math.log(blank_threshold) if blank_threshold > 0 else -math.inf
+        num_alike = int(np.diff(self._scorer.lexicon_first_entry).max(initial=1))
+        self._work = _work_memory(int(beam_size), len(vocabulary), num_alike)
 
-    def text_of(way: _Way) -> str:
-        return _text(way.tokens, vocabulary) if lexicon is None else " ".join(lexicon.words[rows[entry]] for entry in way.entries)
+    def run(self, log_probs: np.ndarray) -> list[Hypothesis]:
+        """Return the best texts of `log_probs` (T', V), best first. Those of an earlier call, if there was one, are its first frames: they are not searched again.
 
-    if lm is None or rescore_weight <= 0:
-        rescorer = None
-    pruning = search.Pruning(
-        beam_size=int(beam_size),
-        beam_threshold=float(beam_threshold),
-        token_threshold=float(token_threshold),
-        blank_threshold=log_blank_threshold,
-        recombine=num_best == 1 or rescorer is not None,
-        most_loss=-1.0 if rescorer is None else MOST_LOSS,
-    )
-    num_searched = int((log_probs[:, BLANK_ID] <= log_blank_threshold).sum())
-    num_alike = int(np.diff(scorer.lexicon_first_entry).max(initial=1))
-    work = _work_memory(num_searched, beam_size, len(vocabulary), num_alike, 0 if rescorer is None else num_searched * beam_size)
-    results = np.empty(len(work.candidates), search.RESULT)
-    results = results[: _compiled_search()(log_probs, scorer, pruning, work, results)]
-    ways: Iterable[_Way] = _ways(work.prefixes, results)
-    if rescorer is not None and lm is not None and results["score"].max() > -math.inf:
-        words = np.zeros(0, np.int32) if lexicon is None else scorer.lexicon_word
-        ways = _rescored(_best_ways(work, results, words, len(log_probs)), text_of, lm, rescorer, alpha=alpha, weight=rescore_weight)
-    return _hypotheses(log_probs, vocabulary, ways, num_best, text_of)
+        Raises DecoderError for log-probabilities that are not (T', V) numbers <= 0.
+        """
+        log_probs = _checked(log_probs, self._vocabulary)
+        self._make_room(log_probs[self._work.done[0] :])
+        results = np.empty(len(self._work.candidates), search.RESULT)
+        results = results[: _compiled_search()(log_probs, self._scorer, self._pruning, self._work, results)]
+        ways: Iterable[_Way] = _ways(self._work.prefixes, results)
+        if self._rescorer is not None and self._lm is not None and results["score"].max() > -math.inf:
+            words = np.zeros(0, np.int32) if self._lexicon is None else self._scorer.lexicon_word
+            ways = _best_ways(self._work, results, words, len(log_probs))
+            ways = _rescored(ways, self._text_of, self._lm, self._rescorer, alpha=self._alpha, weight=self._weight)
+        return _hypotheses(log_probs, self._vocabulary, ways, self._num_best, self._text_of)
+
+    def _text_of(self, way: _Way) -> str:
+        if self._lexicon is None:
+            return _text(way.tokens, self._vocabulary)
+        return " ".join(self._lexicon.words[self._rows[entry]] for entry in way.entries)
+
+    def _make_room(self, frames: np.ndarray) -> None:
+        """Make room for the prefixes and alternatives of further frames."""
+        work, (_, _, num_prefixes, num_alternatives) = self._work, self._work.done.tolist()
+        num_new = int((frames[:, BLANK_ID] <= self._pruning.blank_threshold).sum()) * self._pruning.beam_size
+        alternatives = work.alternatives
+        if self._rescorer is not None:
+            alternatives = _longer(alternatives, num_alternatives, num_alternatives + num_new)
+        prefixes = _longer(work.prefixes, num_prefixes, max(num_prefixes, 1) + num_new + len(alternatives) - num_alternatives)
+        self._work = work._replace(prefixes=prefixes, alternatives=alternatives)
+
+
+def _longer(array: np.ndarray, used: int, size: int) -> np.ndarray:
+    """Return an array of `size` or more of which the first `used` are those of `array`: itself, if it is long enough."""
+    if len(array) >= size:
+        return array
+    longer = np.empty(max(size, 2 * len(array)), array.dtype)
+    longer[:used] = array[:used]
+    return longer
 
 
 @cache
@@ -223,17 +276,17 @@ def _compiled_search() -> Callable[..., int]:
 
     scorer, _ = _make_scorer(Vocabulary((BLANK,)), None, None, (), is_heard=False, alpha=0.0, beta=0.0, unknown_penalty=0.0)
     pruning = search.Pruning(1, 0.0, 0.0, 0.0, False, -1.0)
-    example = (np.zeros((1, 1), np.float32), scorer, pruning, _work_memory(1, 1, 1, 1, 0), np.empty(1, search.RESULT))
+    example = (np.zeros((1, 1), np.float32), scorer, pruning, _work_memory(1, 1, 1), np.empty(1, search.RESULT))
     return native.load(search, "search", example)
 
 
-def _work_memory(num_frames: int, beam_size: int, num_tokens: int, num_alike: int, num_alternatives: int) -> search.Work:
-    """num_alike: the most words that sound or are spelled alike."""
+def _work_memory(beam_size: int, num_tokens: int, num_alike: int) -> search.Work:
+    """Return memory for no frame yet. num_alike: the most words that sound or are spelled alike."""
     num_candidates = beam_size * (num_tokens - 1 + num_alike)  # those of a prefix: itself, a token more, or a word of the lexicon ended
     table_size = 2 ** (2 * num_candidates).bit_length()
     return search.Work(
-        prefixes=np.empty(1 + num_frames * beam_size + num_alternatives, search.PREFIX),
-        alternatives=np.empty(num_alternatives, search.ALTERNATIVE),
+        prefixes=np.empty(1, search.PREFIX),
+        alternatives=np.empty(0, search.ALTERNATIVE),
         beam=np.empty(beam_size, search.ENTRY),
         candidates=np.empty(num_candidates, search.ENTRY),
         longer=np.empty(num_candidates, search.PREFIX),
@@ -246,6 +299,7 @@ def _work_memory(num_frames: int, beam_size: int, num_tokens: int, num_alike: in
         counts=np.empty(search.NUM_BINS, np.int64),
         first_child=np.empty(beam_size, np.int32),
         next_child=np.empty(beam_size, np.int32),
+        done=np.zeros(4, np.int64),
     )
 
 
@@ -329,7 +383,7 @@ def _best_ways(work: search.Work, results: np.ndarray, words: np.ndarray, num_fr
 def _compiled_best_paths() -> Callable[..., int]:
     from asr import native
 
-    memory = _work_memory(1, 1, 1, 1, 1)
+    memory = _work_memory(1, 1, 1)
     paths = np.empty(1, search.PATH)
     return native.load(search, "best_paths", (memory.prefixes, memory.alternatives, np.empty(1, search.RESULT), np.empty(0, np.int32), 0, paths, paths))
 

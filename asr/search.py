@@ -144,17 +144,23 @@ class Work(NamedTuple):
     counts: Any  # (NUM_BINS,): candidates by score
     first_child: Any  # (beam_size,): of the entries whose prefix is an entry's with one token more, the first
     next_child: Any  # (beam_size,): the next with the same parent
+    done: Any  # (4,): how many frames have been searched, zeros at first; how many of the beam, the prefixes and the alternatives there are
 
 
 def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results: Any) -> int:
-    """Search the most probable prefixes of `log_probs` (T', V), write them to `results` unsorted and return how many there are."""
-    _root(work.prefixes[0], scorer)
-    _enter(work.beam[0], 0, work.prefixes[0], scorer)
-    work.beam[0].blank = work.beam[0].either = 0.0
-    work.beam[0].token = -math.inf
-    size = num_prefixes = 1
-    num_alternatives = 0
-    for t in range(log_probs.shape[0]):
+    """Search the most probable prefixes of `log_probs` (T', V), write them to `results` unsorted and return how many there are.
+
+    Goes on after the frames that `work` says have been searched.
+    """
+    first, size, num_prefixes, num_alternatives = work.done
+    if first == 0:
+        _root(work.prefixes[0], scorer)
+        _enter(work.beam[0], 0, work.prefixes[0], scorer)
+        work.beam[0].blank = work.beam[0].either = 0.0
+        work.beam[0].token = -math.inf
+        size = num_prefixes = 1
+        num_alternatives = 0
+    for t in range(first, log_probs.shape[0]):
         if log_probs[t, BLANK] > pruning.blank_threshold:
             for s in range(size):
                 work.beam[s].blank = work.beam[s].either = work.beam[s].either + log_probs[t, BLANK]
@@ -166,6 +172,7 @@ def search(log_probs: Any, scorer: Scorer, pruning: Pruning, work: Work, results
             size, num_prefixes = _keep_best(pruning, work, size, count, num_prefixes)
             if pruning.most_loss >= 0.0:
                 num_prefixes, num_alternatives = _remember(pruning, work, count, num_prefixes, num_alternatives)
+    work.done[:] = log_probs.shape[0], size, num_prefixes, num_alternatives
     count = 0
     for s in range(size):
         count = _finish(work.prefixes, work.beam[s], scorer, results, count)

@@ -1,7 +1,7 @@
 """Live recognition: audio comes in piece by piece, and words are shown while they are being spoken.
 
-A one-directional network with running normalisation carries its state along and computes each frame once. With any other, the utterance
-so far is recognised again and again. Either way an utterance ends at a pause, which its energy tells, and silence is not recognised.
+A one-directional network with running normalisation carries its state along: each frame is computed and searched once. With any other, the
+utterance so far is recognised again and again. Either way an utterance ends at a pause, which its energy tells, and silence is not recognised.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class LiveRecogniser:
         self._has_speech = has_speech
         self._shown_s = 0.0
         self._steps = _Steps(self._network, self._transcriber.features) if self._network else None
+        self._search = self._transcriber.new_search() if self._network else None
 
     def _push_window(self, window: np.ndarray) -> list[Result]:
         self._windows.append(window)
@@ -120,7 +121,8 @@ class LiveRecogniser:
             self._steps.push(np.concatenate(self._windows)[self._steps.num_samples :], last=final and at_end)
             log_probs = self._steps.log_probs(len(waveform))
         start_s, duration_s = self._start / SAMPLE_RATE, len(waveform) / SAMPLE_RATE
-        return Result(self._transcriber.recognise(log_probs, self._num_utterances, start_s, duration_s), final)
+        begun = None if final else self._search  # the pause at its end may have been searched, but is not the utterance's
+        return Result(self._transcriber.recognise(log_probs, self._num_utterances, start_s, duration_s, begun), final)
 
 
 def load_streaming_network(model: str | os.PathLike[str], precision: str = "auto") -> Network | None:

@@ -30,7 +30,7 @@ from asr.checkpoint import (
     load_model_folder,
 )
 from asr.ctc import forced_align
-from asr.decoder import DecoderConfig, decode
+from asr.decoder import BeamSearch, DecoderConfig, decode, make_search
 from asr.encoder import load as load_network
 from asr.encoder import run
 from asr.g2p import complete
@@ -196,18 +196,21 @@ class Transcriber:
                 results[i] = log_probs
         return results
 
-    def recognise(self, log_probs: np.ndarray, number: int, start_s: float, duration_s: float) -> Segment:
-        """Return segment `number`, decoded from log_probs (T', V + S), which begins at start_s and lasts duration_s seconds."""
-        hypothesis = decode(
-            log_probs,
-            self.vocabulary,
-            self.decoder,
-            lm=self.lm,
-            lexicon=self.lexicon,
-            sounds=self.sounds,
-            hotwords=self.hotwords,
-            rescorer=self.rescorer,
-        )
+    def new_search(self) -> BeamSearch | None:
+        """Return what recognise can go on with as an utterance grows; greedy decoding has no use for it."""
+        return None if self.decoder.method == "greedy" else make_search(self.vocabulary, self.decoder, **self._models)
+
+    @property
+    def _models(self) -> dict[str, Any]:
+        """The arguments of decode and make_search."""
+        return {"lm": self.lm, "lexicon": self.lexicon, "sounds": self.sounds, "hotwords": self.hotwords, "rescorer": self.rescorer}
+
+    def recognise(self, log_probs: np.ndarray, number: int, start_s: float, duration_s: float, begun: BeamSearch | None = None) -> Segment:
+        """Return segment `number`, decoded from log_probs (T', V + S), which begins at start_s and lasts duration_s seconds.
+
+        begun: new_search's, which goes on after the frames of the call before; these were the first of log_probs.
+        """
+        hypothesis = decode(log_probs, self.vocabulary, self.decoder, **self._models, begun=begun)
         vocabulary = self.vocabulary
         if self.lexicon is not None and self.sounds is not None:
             vocabulary, log_probs = self.sounds, log_probs[:, len(self.vocabulary) :]

@@ -12,7 +12,16 @@ import pytest
 
 from asr import decoder, search
 from asr.ctc import collapse, forced_align
-from asr.decoder import DecoderConfig, DecoderError, _make_scorer, beam_search, decode, greedy_decode, in_search_order
+from asr.decoder import (
+    BeamSearch,
+    DecoderConfig,
+    DecoderError,
+    _make_scorer,
+    beam_search,
+    decode,
+    greedy_decode,
+    in_search_order,
+)
 from asr.lexicon import Lexicon
 from asr.lm import LanguageModel, train
 from asr.text import BLANK, ENGLISH, Vocabulary
@@ -165,6 +174,18 @@ def test_the_texts_ranked_anew_are_the_best_though_the_search_gave_most_of_them_
         words = favourite.split()
         bonus = 0.7 * len(words) - 1.5 * sum(word not in MODEL.word_ids for word in words)
         assert found.score == pytest.approx(found.acoustic_score + 0.8 * found.lm_score + bonus)
+
+
+@pytest.mark.parametrize("case", [*CASES, "alike"])
+@pytest.mark.parametrize("rescore_weight", [0.0, 0.5])
+def test_a_search_that_goes_on_as_the_utterance_grows_finds_what_one_of_the_whole_does(case: str, rescore_weight: float) -> None:
+    rng = np.random.default_rng(0)
+    log_probs = random_log_probs(rng, 40, 4, scale=3.0)
+    settings = {{"model": "lm"}.get(name, name): value for name, value in CASES.get(case, {"model": MODEL, "lexicon": ALIKE}).items()}
+    settings |= {"beam_size": 20, "rescorer": Judge(), "rescore_weight": rescore_weight}
+    growing = BeamSearch(SMALL, **settings)
+    for end in (0, 1, 1, 2, 9, 30, 31, 40):
+        assert growing.run(log_probs[:end]) == beam_search(log_probs[:end], SMALL, **settings)
 
 
 def test_texts_are_ranked_anew_only_with_a_weight_and_a_language_model() -> None:

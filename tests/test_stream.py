@@ -105,7 +105,7 @@ def test_features_of_pieces_are_those_of_the_whole(num_samples: int) -> None:
     assert np.abs(found - whole[0].numpy()).max() < 1e-4
 
 
-def test_the_live_model_that_ships_hears_in_pieces_what_it_hears_in_the_whole() -> None:
+def test_the_live_model_that_ships_hears_in_pieces_what_it_hears_in_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     waveform = np.concatenate([load_audio(EXAMPLE), silence(1.0)])
     network = load_streaming_network("english-live")
     assert network is not None
@@ -119,6 +119,8 @@ def test_the_live_model_that_ships_hears_in_pieces_what_it_hears_in_the_whole() 
     reference = "unless to be rather cold hearted and rather selfish is to be ill disposed"
     assert count_word_errors(reference, " ".join(texts(found))).rate < 0.6
     assert any(not result.final and result.segment.text for _, result in found)
+    monkeypatch.setattr(Transcriber, "new_search", lambda self: None)
+    assert listen("english-live", blocks_of(waveform)) == found  # each time searched from the utterance's beginning
 
 
 def test_running_normalisation_is_that_of_the_frames_so_far_with_the_prior_s_before_them() -> None:

@@ -248,7 +248,7 @@ def align(audio: str, text: str, model: str, format_: str, threads: int) -> None
 
 
 @main.command()
-@click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, english-live for the least delay, or a model folder.")
+@click.option("--model", default="english", metavar="MODEL", help="A shipped model's name, english-live for the least work, or a model folder.")
 @click.option("--file", "file", type=click.Path(), help="Listen to this audio file, as if it were spoken now, instead of to a microphone.")
 @click.option("--speed", type=click.FloatRange(0, min_open=True), default=1.0, help="How many times as fast to play the file.")
 @click.option("--device", help="The microphone's number or part of its name, as `python -m sounddevice` lists them. [default: the system's]")

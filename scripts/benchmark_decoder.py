@@ -472,10 +472,11 @@ def at_equal_wer(measured: dict[str, tuple[float, float]], peer: str) -> str:
 
 
 def hotword_cost(transcriber: Transcriber, dev: DevSet, *, peer: Any, num_runs: int, seed: int) -> str:
-    """Time decoding with and without phrases of one and two words, drawn from the language model's."""
+    """Time decoding with and without phrases of one and two words, drawn from the language model's that the lexicon has too, if there is one."""
     lm, vocabulary = transcriber.lm, transcriber.vocabulary
     assert lm is not None
-    words = [word for word in lm.words if len(word) >= 5 and not vocabulary.unknown(word)]
+    known = lm.words if transcriber.lexicon is None else set(lm.words) & transcriber.lexicon.first.keys()
+    words = sorted(word for word in known if len(word) >= 5 and not vocabulary.unknown(word))
     drawn = np.random.default_rng(seed).choice(words, 3 * NUM_HOTWORDS // 2, replace=False).tolist()
     phrases = drawn[: NUM_HOTWORDS // 2]
     phrases += [f"{a} {b}" for a, b in zip(drawn[len(phrases) :: 2], drawn[len(phrases) + 1 :: 2], strict=True)]

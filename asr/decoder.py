@@ -232,9 +232,11 @@ class BeamSearch:
     def run(self, log_probs: np.ndarray) -> list[Hypothesis]:
         """Return the best texts of `log_probs` (T', V), best first. Those of an earlier call, if there was one, are its first frames: they are not searched again.
 
-        Raises DecoderError for log-probabilities that are not (T', V) numbers <= 0.
+        Raises DecoderError for log-probabilities that are not (T', V) numbers <= 0, and for fewer than before.
         """
         log_probs = _checked(log_probs, self._vocabulary)
+        if len(log_probs) < self._work.done[0]:
+            raise DecoderError(f"expected the {self._work.done[0]} frames that have been searched and perhaps more, found {len(log_probs)}; begin another search")
         self._make_room(log_probs[self._work.done[0] :])
         results = np.empty(len(self._work.candidates), search.RESULT)
         results = results[: _compiled_search()(log_probs, self._scorer, self._pruning, self._work, results)]

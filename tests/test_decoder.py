@@ -186,6 +186,8 @@ def test_a_search_that_goes_on_as_the_utterance_grows_finds_what_one_of_the_whol
     growing = BeamSearch(SMALL, **settings)
     for end in (0, 1, 1, 2, 9, 30, 31, 40):
         assert growing.run(log_probs[:end]) == beam_search(log_probs[:end], SMALL, **settings)
+    with pytest.raises(DecoderError, match="expected the 40 frames that have been searched and perhaps more, found 39"):
+        growing.run(log_probs[:39])
 
 
 def test_texts_are_ranked_anew_only_with_a_weight_and_a_language_model() -> None:

@@ -107,8 +107,7 @@ def decode(
     if config.method == "greedy":
         return greedy_decode(spelled, vocabulary)
     beam = begun or make_search(vocabulary, config, lm=lm, lexicon=lexicon, sounds=sounds, hotwords=hotwords, rescorer=rescorer)
-    is_heard = lm is not None and lexicon is not None and sounds is not None
-    return beam.run(pronounced if is_heard else spelled)[0]
+    return beam.run(pronounced if beam.vocabulary is sounds else spelled)[0]
 
 
 def make_search(
@@ -214,7 +213,7 @@ class BeamSearch:
         is_heard = isinstance(lexicon, Lexicon)
         if lexicon is not None and not isinstance(lexicon, Lexicon):
             lexicon = _spelling_lexicon(tuple(lexicon))
-        self._vocabulary, self._num_best, self._lexicon = vocabulary, num_best, lexicon
+        self.vocabulary, self._num_best, self._lexicon = vocabulary, num_best, lexicon
         self._lm, self._alpha, self._weight = lm, alpha, rescore_weight
         self._rescorer = None if lm is None or rescore_weight <= 0 else rescorer
         self._scorer, self._rows = _make_scorer(vocabulary, lm, lexicon, phrases, is_heard=is_heard, alpha=alpha, beta=beta, unknown_penalty=unknown_penalty)
@@ -234,7 +233,7 @@ class BeamSearch:
 
         Raises DecoderError for log-probabilities that are not (T', V) numbers <= 0, and for fewer than before.
         """
-        log_probs = _checked(log_probs, self._vocabulary)
+        log_probs = _checked(log_probs, self.vocabulary)
         if len(log_probs) < self._work.done[0]:
             raise DecoderError(f"expected the {self._work.done[0]} frames that have been searched and perhaps more, found {len(log_probs)}; begin another search")
         self._make_room(log_probs[self._work.done[0] :])
@@ -245,11 +244,11 @@ class BeamSearch:
             words = np.zeros(0, np.int32) if self._lexicon is None else self._scorer.lexicon_word
             ways = _best_ways(self._work, results, words, len(log_probs))
             ways = _rescored(ways, self._text_of, self._lm, self._rescorer, alpha=self._alpha, weight=self._weight)
-        return _hypotheses(log_probs, self._vocabulary, ways, self._num_best, self._text_of)
+        return _hypotheses(log_probs, self.vocabulary, ways, self._num_best, self._text_of)
 
     def _text_of(self, way: _Way) -> str:
         if self._lexicon is None:
-            return _text(way.tokens, self._vocabulary)
+            return _text(way.tokens, self.vocabulary)
         return " ".join(self._lexicon.words[self._rows[entry]] for entry in way.entries)
 
     def _make_room(self, frames: np.ndarray) -> None:

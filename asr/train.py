@@ -864,10 +864,11 @@ def _restore(
     """Put a saved state back. Raises CheckpointError for a state of another configuration."""
     if "optimisers" not in state:
         raise CheckpointError("the run was started by an older version of this program; start a new run, with its best/ as init")
-    changed = _changed(json.loads(state["config"]), json.loads(_identity(config)))
+    old = json.loads(state["config"])
+    changed = _changed(old, json.loads(_identity(config)))
     if "epochs" in changed:
         changed.remove("epochs")
-        logger.warning("the learning rate now falls over %d epochs, not %d", config.epochs, json.loads(state["config"])["epochs"])
+        logger.warning("the learning rate now falls over %d epochs, not %d", config.epochs, old["epochs"])
     if changed:
         raise CheckpointError(f"the run was started with another configuration ({', '.join(changed)} differ); start a new run")
     network.load_state_dict(state["network"])

@@ -51,8 +51,11 @@ def widen(source: AcousticModel, network: AcousticModel) -> None:
                 weight = scale * weight
             parameter.fill_(weight.mean() if name.endswith("weight") else 0.0)
             parameter[states] = weight
-        elif name.startswith("output."):
+        elif name.startswith("output.") or "squeeze" in name:
             parameter[:, states] = weight
+        elif "excite" in name:
+            parameter[:] = 0
+            parameter[states] = weight
         elif "bias" in name:
             parameter[2 * new + old :] = 0  # the candidate of the new units
             parameter[rows] = weight

@@ -52,7 +52,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Context:
-    """Squeeze and excitation: as in asr.model.Context, the matrices (C, S) and (S, C)."""
+    """Squeeze and excitation as in asr.model.Context, the matrices (C, S) and (S, C)."""
 
     squeeze: np.ndarray
     squeeze_bias: np.ndarray
@@ -60,9 +60,11 @@ class Context:
     excite_bias: np.ndarray
 
     def factors(self, x: np.ndarray) -> np.ndarray:
-        """Return (C,): what each number of an utterance's frames x (T, C) is multiplied by."""
-        hidden = np.maximum(x.mean(axis=0) @ self.squeeze + self.squeeze_bias, 0)
-        return 1 + np.tanh((hidden @ self.excite + self.excite_bias) / 2)  # type: ignore[no-any-return]  # twice the sigmoid
+        """Return (C,): what each number of an utterance's normalised frames x (T, C) is multiplied by."""
+        mean, normed = x.mean(axis=0, keepdims=True), np.empty((1, x.shape[1]), np.float32)
+        _normalise_rows(mean, normed)
+        squeezed = np.tanh(normed[0] @ self.squeeze + self.squeeze_bias)
+        return 1 + np.tanh((squeezed @ self.excite + self.excite_bias) / 2)  # type: ignore[no-any-return]  # twice the sigmoid
 
 
 @dataclass(frozen=True)
@@ -227,8 +229,10 @@ def run(network: Network, features: Sequence[np.ndarray], *, num_threads: int = 
         ends = np.cumsum([len(x) for x in utterances])
         x = np.concatenate(utterances)  # (N, C)
         for number, layer in enumerate(network.layers):
-            scaled = _scale(network.contexts[number], x, ends) if network.contexts else x
-            x = network.after(number, x, _recur(threads, network.cell, layer, _normalise(threads, scaled), np.diff(ends, prepend=0)))
+            normed = _normalise(threads, x)
+            if network.contexts:
+                _scale(network.contexts[number], normed, ends)
+            x = network.after(number, x, _recur(threads, network.cell, layer, normed, np.diff(ends, prepend=0)))
         log_probs = _classify(threads, network, x)
     for i, end, x in zip(order, ends, utterances, strict=True):
         first, last = (end - len(x)) * network.outputs_per_frame, end * network.outputs_per_frame
@@ -335,13 +339,11 @@ def _run_direction(
     )
 
 
-def _scale(context: Context, x: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return the frames x (N, C) of utterances that end before `ends`, each utterance's scaled as its context has it."""
-    scaled = aligned(x.shape)
+def _scale(context: Context, x: np.ndarray, ends: np.ndarray) -> None:
+    """Scale the frames x (N, C) of each of the utterances that end before `ends` as its context has it."""
     for first, last in pairwise([0, *ends]):
         if first < last:
-            np.multiply(x[first:last], context.factors(x[first:last]), out=scaled[first:last])
-    return scaled
+            x[first:last] *= context.factors(x[first:last])
 
 
 def _classify(threads: _Threads, network: Network, x: np.ndarray) -> np.ndarray:

@@ -116,9 +116,8 @@ class AcousticModel(nn.Module):
         encoder_lengths = output_lengths // self.config.outputs_per_frame
         reversal = reversed_positions(encoder_lengths, x.shape[0]) if self.config.bidirectional else None  # (T'', B, 1)
         inside = (torch.arange(x.shape[0], device=x.device)[:, None] < encoder_lengths)[..., None].to(x.dtype)  # (T'', B, 1)
-        for number, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=False)):
-            scaled = self.contexts[number](x, inside) if self.config.context_size else x
-            y = layer(F.dropout(norm(scaled), self.dropout, self.training), reversal)
+        for number, layer in enumerate(self.layers):
+            y = layer(F.dropout(self._normed(number, x, inside), self.dropout, self.training), reversal)
             x = self._after(number, x, y)
         return self._last(x), output_lengths
 
@@ -145,6 +144,14 @@ class AcousticModel(nn.Module):
             x = self._after(number, x, y)
             new_state.extend(hidden)
         return self.classify(self._last(x)), new_state
+
+    def _normed(self, number: int, x: Tensor, inside: Tensor) -> Tensor:
+        """Return what layer `number` reads of x (T'', B, C): its layer norm, with a context between the normalisation and the scale and shift."""
+        norm: nn.LayerNorm = self.norms[number]  # type: ignore[assignment]
+        if not self.config.context_size:
+            return norm(x)  # type: ignore[no-any-return]
+        scaled: Tensor = self.contexts[number](F.layer_norm(x, norm.normalized_shape), inside)
+        return scaled * norm.weight + norm.bias
 
     def _after(self, number: int, x: Tensor, y: Tensor) -> Tensor:
         """Return what layer `number` hands on whose input was x and whose states are y."""
@@ -187,7 +194,10 @@ def take_over(network: AcousticModel, source: AcousticModel) -> None:
 
 
 class Context(nn.Module):
-    """Squeeze and excitation (Hu et al. 2018; for speech Han et al. 2020, "ContextNet"): frames scaled, number by number, as their mean over the utterance tells."""
+    """Squeeze and excitation (Hu et al. 2018; for speech Han et al. 2020, "ContextNet"): frames scaled, number by number, as their mean over the utterance tells.
+
+    The mean is normalised and the squeeze a tanh: under means that hardly change from voice to voice, ReLUs die.
+    """
 
     def __init__(self, size: int, context_size: int) -> None:
         super().__init__()
@@ -203,7 +213,8 @@ class Context(nn.Module):
     def forward(self, x: Tensor, inside: Tensor) -> Tensor:
         """inside: (T, B, 1), 1 where a frame of x (T, B, C) is one of the utterance, else 0."""
         mean = (x * inside).sum(dim=0) / inside.sum(dim=0).clamp(min=1)
-        return x * (2 * torch.sigmoid(self.excite(F.relu(self.squeeze(mean))).float()))
+        squeezed = torch.tanh(self.squeeze(F.layer_norm(mean, mean.shape[1:])))
+        return x * (2 * torch.sigmoid(self.excite(squeezed).float()))
 
 
 class Recurrence(nn.Module):

@@ -34,7 +34,7 @@ def widen(source: AcousticModel, network: AcousticModel) -> None:
     """Give `network` the weights of `source`, a GRU like it with fewer units (the aim of Chen et al. 2016, "Net2Net").
 
     The states of the new units are 0 until their weights change; the weights with which others read them stay as `network` has them, so
-    that there is a gradient. Layer norms are scaled for the zeros that they see, which is exact where the states' mean is 0.
+    that there is a gradient. Layer norms and contexts are scaled for the zeros that they see, which is exact where the states' mean is 0.
     """
     old, new = source.config.hidden_size, network.config.hidden_size
     weights = source.state_dict()
@@ -51,8 +51,10 @@ def widen(source: AcousticModel, network: AcousticModel) -> None:
                 weight = scale * weight
             parameter.fill_(weight.mean() if name.endswith("weight") else 0.0)
             parameter[states] = weight
-        elif name.startswith("output.") or "squeeze" in name:
+        elif name.startswith("output."):
             parameter[:, states] = weight
+        elif "squeeze" in name:
+            parameter[:, states] = scale * weight
         elif "excite" in name:
             parameter[:] = 0
             parameter[states] = weight

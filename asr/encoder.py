@@ -52,7 +52,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Context:
-    """Squeeze and excitation as in asr.model.Context, the matrices (C, S) and (S, C)."""
+    """Squeeze and excitation: as in asr.model.Context, the matrices (C, S) and (S, C); mean and variance are folded into the first."""
 
     squeeze: np.ndarray
     squeeze_bias: np.ndarray
@@ -61,9 +61,7 @@ class Context:
 
     def factors(self, x: np.ndarray) -> np.ndarray:
         """Return (C,): what each number of an utterance's normalised frames x (T, C) is multiplied by."""
-        mean, normed = x.mean(axis=0, keepdims=True), np.empty((1, x.shape[1]), np.float32)
-        _normalise_rows(mean, normed)
-        squeezed = np.tanh(normed[0] @ self.squeeze + self.squeeze_bias)
+        squeezed = np.tanh(x.mean(axis=0) @ self.squeeze + self.squeeze_bias)
         return 1 + np.tanh((squeezed @ self.excite + self.excite_bias) / 2)  # type: ignore[no-any-return]  # twice the sigmoid
 
 
@@ -196,6 +194,8 @@ def _expected_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int
             for name, size, input_size in (("squeeze", context_size, width), ("excite", width, context_size)):
                 yield f"contexts.{i}.{name}.weight", (size, input_size)
                 yield f"contexts.{i}.{name}.bias", (size,)
+            for name in ("mean", "variance"):
+                yield f"contexts.{i}.{name}", (width,)
         for name in _directions(config):
             yield f"layers.{i}.{name}.weight_ih_l0", (num_gates * hidden, width)
             yield f"layers.{i}.{name}.weight_hh_l0", (num_gates * hidden, hidden)
@@ -380,8 +380,11 @@ def _direction(weights: Mapping[str, np.ndarray], layer: int, name: str, cell: s
 
 
 def _context(weights: Mapping[str, np.ndarray], layer: int) -> Context:
-    squeeze, excite = (np.ascontiguousarray(weights[f"contexts.{layer}.{name}.weight"].T, np.float32) for name in ("squeeze", "excite"))
-    return Context(squeeze, weights[f"contexts.{layer}.squeeze.bias"], excite, weights[f"contexts.{layer}.excite.bias"])
+    squeeze, squeeze_bias, excite, excite_bias = (weights[f"contexts.{layer}.{n}.{k}"] for n in ("squeeze", "excite") for k in ("weight", "bias"))
+    mean, variance = (weights[f"contexts.{layer}.{name}"].astype(np.float64) for name in ("mean", "variance"))
+    matrix = squeeze.T / np.sqrt(variance + NORM_EPSILON)[:, None]
+    arrays = (matrix, squeeze_bias - mean @ matrix, excite.T, excite_bias)
+    return Context(*(np.ascontiguousarray(array, np.float32) for array in arrays))
 
 
 def _normed(weights: Mapping[str, np.ndarray], layer: int, matrix: np.ndarray, bias: np.ndarray, as_bytes: bool = False) -> Linear:

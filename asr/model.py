@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from asr.gru import run_gru
 
 CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+CONTEXT_MOMENTUM = 0.01  # of a batch in the running mean and variance of a context
+NORM_EPSILON = 1e-5
 KERNEL = 3  # frames seen by a subsampling convolution: two from the past and the present one
 
 State = list[Tensor]
@@ -196,13 +198,19 @@ def take_over(network: AcousticModel, source: AcousticModel) -> None:
 class Context(nn.Module):
     """Squeeze and excitation (Hu et al. 2018; for speech Han et al. 2020, "ContextNet"): frames scaled, number by number, as their mean over the utterance tells.
 
-    The mean is normalised and the squeeze a tanh: under means that hardly change from voice to voice, ReLUs die.
+    Means differ little from voice to voice; what is common to all is taken out, by their mean and variance over the utterances trained on
+    so far, or else the tanh is soon the same for all.
     """
+
+    mean: Tensor
+    variance: Tensor
 
     def __init__(self, size: int, context_size: int) -> None:
         super().__init__()
         self.squeeze = nn.Linear(size, context_size)
         self.excite = nn.Linear(context_size, size)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(size))
         self.start_as_identity()
 
     def start_as_identity(self) -> None:
@@ -212,8 +220,12 @@ class Context(nn.Module):
 
     def forward(self, x: Tensor, inside: Tensor) -> Tensor:
         """inside: (T, B, 1), 1 where a frame of x (T, B, C) is one of the utterance, else 0."""
-        mean = (x * inside).sum(dim=0) / inside.sum(dim=0).clamp(min=1)
-        squeezed = torch.tanh(self.squeeze(F.layer_norm(mean, mean.shape[1:])))
+        mean = (x * inside).sum(dim=0) / inside.sum(dim=0).clamp(min=1)  # (B, C)
+        squeezed = torch.tanh(self.squeeze((mean - self.mean) * torch.rsqrt(self.variance + NORM_EPSILON)))
+        if self.training:
+            with torch.no_grad():
+                self.variance.lerp_((mean - self.mean).square().mean(dim=0), CONTEXT_MOMENTUM)
+                self.mean.lerp_(mean.mean(dim=0), CONTEXT_MOMENTUM)
         return x * (2 * torch.sigmoid(self.excite(squeezed).float()))
 
 

@@ -32,6 +32,9 @@ def _network(config: ModelConfig) -> AcousticModel:
             torch.nn.init.normal_(weight, 0.0, 0.3)  # they start from zero
     for weight in network.contexts.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.5)
+    for context in network.contexts:
+        context.mean.normal_(0.0, 0.3)
+        context.variance.uniform_(0.01, 0.3)
     return network
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from asr.model import CELLS, AcousticModel, ModelConfig, output_length, reversed_positions
+from asr.model import CELLS, AcousticModel, Context, ModelConfig, output_length, reversed_positions
 
 
 def small_network(
@@ -159,6 +159,18 @@ def test_contexts_start_as_the_identity_and_learn() -> None:
     assert torch.allclose(log_probs, plain(features, lengths)[0], atol=1e-6)
     log_probs[..., 1].sum().backward()
     assert all(context.excite.weight.grad.abs().max() > 0 for context in network.contexts)
+
+
+def test_a_context_remembers_what_is_common_to_utterances_and_only_in_training() -> None:
+    context, inside = Context(3, 2), torch.ones(4, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    voices = 5 + 2 * torch.randn(1000, 3, generator=generator)
+    for voice in voices:
+        context(voice.expand(4, 1, 3), inside)
+    assert (context.mean - 5).abs().max() < 1 and (context.variance - 4).abs().max() < 2
+    before = context.mean.clone()
+    context.eval()(voices[:1].expand(4, 1, 3), inside)
+    assert torch.equal(context.mean, before)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def widen(source: AcousticModel, network: AcousticModel) -> None:
     states = torch.cat([torch.arange(old) + new * direction for direction in range(2 if source.config.bidirectional else 1)])
     rows = torch.cat([torch.arange(old) + new * gate for gate in range(3)])
     scale = math.sqrt(old / new)
-    for name, parameter in network.named_parameters():
+    for name, parameter in network.state_dict().items():
         weight = weights[name]
         if parameter.shape == weight.shape:
             parameter.copy_(weight)
@@ -51,13 +51,12 @@ def widen(source: AcousticModel, network: AcousticModel) -> None:
                 weight = scale * weight
             parameter.fill_(weight.mean() if name.endswith("weight") else 0.0)
             parameter[states] = weight
-        elif name.startswith("output."):
+        elif name.startswith("output.") or "squeeze" in name:
             parameter[:, states] = weight
-        elif "squeeze" in name:
-            parameter[:, states] = scale * weight
-        elif "excite" in name:
-            parameter[:] = 0
-            parameter[states] = weight
+        elif name.startswith("contexts."):
+            power = {"mean": 1, "variance": 2}.get(name.rpartition(".")[2], 0)
+            parameter.fill_(1.0 if power == 2 else 0.0)
+            parameter[states] = weight / scale**power
         elif "bias" in name:
             parameter[2 * new + old :] = 0  # the candidate of the new units
             parameter[rows] = weight

@@ -27,7 +27,7 @@ def average_models(
 ) -> None:
     """Write the model folder `out`: the mean of the networks in proportion to `weights`, and all else of the last model.
 
-    A network may lack contexts and some of the residual layers that the last one has; it counts as one in which these do nothing.
+    A network may lack some of the last one's residual layers; it counts as one in which these do nothing.
     Raises CheckpointError for models that cannot be averaged, for weights that are not one a model, none below 0, not all 0, and where
     `out` holds a model.
     """

@@ -391,7 +391,6 @@ def _print_findings(path: Path, vocabulary: str | None) -> int:
 @click.option("--cell", type=click.Choice(CELLS), default="gru", help="Recurrent cell.")
 @click.option("--layers", type=click.IntRange(1), default=3, help="Recurrent layers.")
 @click.option("--hidden", type=click.IntRange(1), default=256, help="Units a layer and direction.")
-@click.option("--context", type=click.IntRange(0), default=0, help="Units of a squeeze-and-excitation before each layer: the utterance's mean says how its frames are scaled; 0: none.")
 @click.option("--one-directional", is_flag=True, help="Forward in time only and normalised as it goes, for live recognition.")
 @click.option("--subsampling", type=click.Choice(["2", "4", "8"]), default="4", help="10-ms frames to one output frame.")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.2, help="Between layers.")
@@ -450,8 +449,6 @@ def _train_config(options: dict[str, Any]) -> Any:
         sizes = {"vocabulary_size": len(vocabulary), "num_sounds": len(sounds or ())}
         network = ModelConfig(**{**folder.network, **sizes, "dropout": options["dropout"]})
     else:
-        if options["one_directional"] and options["context"]:
-            raise click.UsageError("--context reads the whole utterance, which a --one-directional network does not know; leave one of the two out")
         sounds = read_lexicon(options["lexicon"]).sounds if options["lexicon"] else None
         network = ModelConfig(
             vocabulary_size=len(vocabulary),
@@ -460,7 +457,6 @@ def _train_config(options: dict[str, Any]) -> Any:
             bidirectional=not options["one_directional"],
             num_layers=options["layers"],
             hidden_size=options["hidden"],
-            context_size=options["context"],
             subsampling=int(options["subsampling"]),
             dropout=options["dropout"],
         )

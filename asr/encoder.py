@@ -51,31 +51,12 @@ class Direction:
 
 
 @dataclass(frozen=True)
-class Context:
-    """Squeeze and excitation: as in asr.model.Context, the matrices (C, S) and (S, C); mean and variance are folded into the first."""
-
-    squeeze: np.ndarray
-    squeeze_bias: np.ndarray
-    excite: np.ndarray
-    excite_bias: np.ndarray
-
-    def factors(self, x: np.ndarray) -> np.ndarray:
-        """Return (C,): what each number of an utterance's normalised frames x (T, C) is multiplied by."""
-        squeezed = np.tanh(x.mean(axis=0) @ self.squeeze + self.squeeze_bias)
-        return 1 + np.tanh((squeezed @ self.excite + self.excite_bias) / 2)  # type: ignore[no-any-return]  # twice the sigmoid
-
-
-@dataclass(frozen=True)
 class Network:
-    """The weights of a model folder as the loops want them. subsampling, outputs_per_frame, residual_layers: as in asr.model.ModelConfig.
-
-    contexts: one a layer or none.
-    """
+    """The weights of a model folder as the loops want them. subsampling, outputs_per_frame, residual_layers: as in asr.model.ModelConfig."""
 
     cell: str
     convs: tuple[Linear, ...]
     layers: tuple[tuple[Direction, ...], ...]
-    contexts: tuple[Context, ...]
     output: Linear
     outputs_per_frame: int
     vocabulary_size: int
@@ -153,7 +134,6 @@ def pack(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], *, as_byt
         cell=config["cell"],
         convs=tuple(convs),
         layers=stack,
-        contexts=tuple(_context(weights, i) for i in range(config["num_layers"] if config.get("context_size", 0) else 0)),
         output=output,
         outputs_per_frame=config.get("outputs_per_frame", 1),
         vocabulary_size=config["vocabulary_size"],
@@ -168,7 +148,7 @@ def _shapes(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Ite
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
             raise ValueError(f"{name}: expected 1 or more, found {size!r}")
-    for name, limit in (("num_sounds", 65_536), ("residual_layers", config["num_layers"] - 1), ("context_size", 65_536 if config["bidirectional"] else 0)):
+    for name, limit in (("num_sounds", 65_536), ("residual_layers", config["num_layers"] - 1)):
         if type(size := config.get(name, 0)) is not int or not 0 <= size <= limit:
             raise ValueError(f"{name}: expected 0 to {limit}, found {size!r}")
     if config["cell"] not in CELLS or config["subsampling"] not in (2, 4, 8):
@@ -190,12 +170,6 @@ def _expected_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int
         yield f"norms.{i}.bias", (width,)
         if i == config["num_layers"]:
             break
-        if context_size := config.get("context_size", 0):
-            for name, size, input_size in (("squeeze", context_size, width), ("excite", width, context_size)):
-                yield f"contexts.{i}.{name}.weight", (size, input_size)
-                yield f"contexts.{i}.{name}.bias", (size,)
-            for name in ("mean", "variance"):
-                yield f"contexts.{i}.{name}", (width,)
         for name in _directions(config):
             yield f"layers.{i}.{name}.weight_ih_l0", (num_gates * hidden, width)
             yield f"layers.{i}.{name}.weight_hh_l0", (num_gates * hidden, hidden)
@@ -229,10 +203,7 @@ def run(network: Network, features: Sequence[np.ndarray], *, num_threads: int = 
         ends = np.cumsum([len(x) for x in utterances])
         x = np.concatenate(utterances)  # (N, C)
         for number, layer in enumerate(network.layers):
-            normed = _normalise(threads, x)
-            if network.contexts:
-                _scale(network.contexts[number], normed, ends)
-            x = network.after(number, x, _recur(threads, network.cell, layer, normed, np.diff(ends, prepend=0)))
+            x = network.after(number, x, _recur(threads, network.cell, layer, _normalise(threads, x), np.diff(ends, prepend=0)))
         log_probs = _classify(threads, network, x)
     for i, end, x in zip(order, ends, utterances, strict=True):
         first, last = (end - len(x)) * network.outputs_per_frame, end * network.outputs_per_frame
@@ -339,13 +310,6 @@ def _run_direction(
     )
 
 
-def _scale(context: Context, x: np.ndarray, ends: np.ndarray) -> None:
-    """Scale the frames x (N, C) of each of the utterances that end before `ends` as its context has it."""
-    for first, last in pairwise([0, *ends]):
-        if first < last:
-            x[first:last] *= context.factors(x[first:last])
-
-
 def _classify(threads: _Threads, network: Network, x: np.ndarray) -> np.ndarray:
     """Return log_probs (N * outputs_per_frame, V + S) of the last layer's states (N, C)."""
     normed = _normalise(threads, x)
@@ -377,14 +341,6 @@ def _direction(weights: Mapping[str, np.ndarray], layer: int, name: str, cell: s
     if cell == "gru":  # r multiplies the last gate's recurrent bias
         apart[2 * size :] = c[2 * size :]
     return Direction(_normed(weights, layer, u.T, b + c - apart, as_bytes), _linear(v.T, apart, as_bytes))
-
-
-def _context(weights: Mapping[str, np.ndarray], layer: int) -> Context:
-    squeeze, squeeze_bias, excite, excite_bias = (weights[f"contexts.{layer}.{n}.{k}"] for n in ("squeeze", "excite") for k in ("weight", "bias"))
-    mean, variance = (weights[f"contexts.{layer}.{name}"].astype(np.float64) for name in ("mean", "variance"))
-    matrix = squeeze.T / np.sqrt(variance + NORM_EPSILON)[:, None]
-    arrays = (matrix, squeeze_bias - mean @ matrix, excite.T, excite_bias)
-    return Context(*(np.ascontiguousarray(array, np.float32) for array in arrays))
 
 
 def _normed(weights: Mapping[str, np.ndarray], layer: int, matrix: np.ndarray, bias: np.ndarray, as_bytes: bool = False) -> Linear:

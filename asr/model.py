@@ -17,8 +17,6 @@ from torch.nn import functional as F
 from asr.gru import run_gru
 
 CELLS = ("gru", "lstm", "rnn_tanh", "rnn_relu")
-CONTEXT_MOMENTUM = 0.01  # of a batch in the running mean and variance of a context
-NORM_EPSILON = 1e-5
 KERNEL = 3  # frames seen by a subsampling convolution: two from the past and the present one
 
 State = list[Tensor]
@@ -32,7 +30,6 @@ class ModelConfig:
     encoder frame; 8 and 2 give the frame rate of 4 and 1 for half the work. num_sounds: size of a second vocabulary, in which the network
     writes how the words are pronounced beside how they are spelled; 0 for none. residual_layers: so many layers, the last ones, add to
     their input instead of replacing it (He et al. 2016). They start from zero, so that a network that is trained can be made deeper.
-    context_size: units of the squeeze-and-excitation before each layer of a bidirectional network (class Context); 0 for none.
     """
 
     num_mels: int = 80
@@ -47,7 +44,6 @@ class ModelConfig:
     outputs_per_frame: int = 1
     dropout: float = 0.2
     residual_layers: int = 0
-    context_size: int = 0
 
     def __post_init__(self) -> None:
         if self.cell not in CELLS:
@@ -61,11 +57,8 @@ class ModelConfig:
                 raise ValueError(f"{name}: expected 1 to 65536, found {getattr(self, name)!r}")
         if not 0 <= self.residual_layers < self.num_layers:
             raise ValueError(f"residual_layers: expected 0 to {self.num_layers - 1}, fewer than the layers, found {self.residual_layers!r}")
-        for name in ("num_sounds", "context_size"):
-            if not 0 <= getattr(self, name) <= 65_536:
-                raise ValueError(f"{name}: expected 0 to 65536, found {getattr(self, name)!r}")
-        if self.context_size and not self.bidirectional:
-            raise ValueError(f"context_size: expected 0 in a one-directional network, which knows no whole utterance, found {self.context_size!r}")
+        if not 0 <= self.num_sounds <= 65_536:
+            raise ValueError(f"num_sounds: expected 0 to 65536, found {self.num_sounds!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 <= dropout < 1, found {self.dropout!r}")
 
@@ -95,7 +88,6 @@ class AcousticModel(nn.Module):
         sizes = [config.conv_channels] + [width] * config.num_layers
         self.norms = nn.ModuleList(nn.LayerNorm(size) for size in sizes)
         self.layers = nn.ModuleList(Recurrence(size, config) for size in sizes[:-1])
-        self.contexts = nn.ModuleList(Context(size, config.context_size) for size in sizes[:-1] if config.context_size)
         for layer in self.layers[config.num_layers - config.residual_layers :]:
             layer.start_from_zero()  # type: ignore[operator]
         self.output = nn.Linear(width, (config.vocabulary_size + config.num_sounds) * config.outputs_per_frame)
@@ -117,9 +109,8 @@ class AcousticModel(nn.Module):
         output_lengths: Tensor = output_length(lengths, self.config)  # type: ignore[arg-type, assignment]
         encoder_lengths = output_lengths // self.config.outputs_per_frame
         reversal = reversed_positions(encoder_lengths, x.shape[0]) if self.config.bidirectional else None  # (T'', B, 1)
-        inside = (torch.arange(x.shape[0], device=x.device)[:, None] < encoder_lengths)[..., None].to(x.dtype)  # (T'', B, 1)
-        for number, layer in enumerate(self.layers):
-            y = layer(F.dropout(self._normed(number, x, inside), self.dropout, self.training), reversal)
+        for number, (norm, layer) in enumerate(zip(self.norms, self.layers, strict=False)):
+            y = layer(F.dropout(norm(x), self.dropout, self.training), reversal)
             x = self._after(number, x, y)
         return self._last(x), output_lengths
 
@@ -147,14 +138,6 @@ class AcousticModel(nn.Module):
             new_state.extend(hidden)
         return self.classify(self._last(x)), new_state
 
-    def _normed(self, number: int, x: Tensor, inside: Tensor) -> Tensor:
-        """Return what layer `number` reads of x (T'', B, C): its layer norm, with a context between the normalisation and the scale and shift."""
-        norm: nn.LayerNorm = self.norms[number]  # type: ignore[assignment]
-        if not self.config.context_size:
-            return norm(x)  # type: ignore[no-any-return]
-        scaled: Tensor = self.contexts[number](F.layer_norm(x, norm.normalized_shape), inside)
-        return scaled * norm.weight + norm.bias
-
     def _after(self, number: int, x: Tensor, y: Tensor) -> Tensor:
         """Return what layer `number` hands on whose input was x and whose states are y."""
         return x + y if number >= self.config.num_layers - self.config.residual_layers else y
@@ -172,7 +155,7 @@ class AcousticModel(nn.Module):
 
 
 def take_over(network: AcousticModel, source: AcousticModel) -> None:
-    """Give `network` the weights of `source`, but for the output layer's; residual layers and contexts that `source` lacks then change nothing.
+    """Give `network` the weights of `source`, but for the output layer's; residual layers that `source` lacks then write zeros.
 
     Raises ValueError where their shapes differ otherwise.
     """
@@ -181,52 +164,14 @@ def take_over(network: AcousticModel, source: AcousticModel) -> None:
     if 0 < added <= network.config.residual_layers:
         num_residual = network.config.residual_layers - added
         shapes[1] = dataclasses.replace(shapes[1], num_layers=source.config.num_layers, residual_layers=num_residual)
-    if not source.config.context_size:
-        shapes[1] = dataclasses.replace(shapes[1], context_size=0)
     if shapes[0] != shapes[1]:
-        raise ValueError(f"expected the shape {network.config}, perhaps with fewer residual layers or no contexts, found {source.config}")
+        raise ValueError(f"expected the shape {network.config}, perhaps with fewer residual layers, found {source.config}")
     for layer in network.layers[source.config.num_layers :]:
         layer.start_from_zero()  # type: ignore[operator]
-    for context in network.contexts if not source.config.context_size else ():
-        context.start_as_identity()  # type: ignore[operator]
     last, new_last = (f"norms.{n.config.num_layers}." for n in (source, network))
     weights = source.state_dict()
     weights = {name.replace(last, new_last): tensor for name, tensor in weights.items() if not name.startswith("output.")}
     network.load_state_dict(weights, strict=False)
-
-
-class Context(nn.Module):
-    """Squeeze and excitation (Hu et al. 2018; for speech Han et al. 2020, "ContextNet"): frames scaled, number by number, as their mean over the utterance tells.
-
-    Means differ little from voice to voice; what is common to all is taken out, by their mean and variance over the utterances trained on
-    so far, or else the tanh is soon the same for all.
-    """
-
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(self, size: int, context_size: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Linear(size, context_size)
-        self.excite = nn.Linear(context_size, size)
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("variance", torch.ones(size))
-        self.start_as_identity()
-
-    def start_as_identity(self) -> None:
-        """Let every factor be 1, whatever the mean, until the weights change."""
-        nn.init.zeros_(self.excite.weight)
-        nn.init.zeros_(self.excite.bias)
-
-    def forward(self, x: Tensor, inside: Tensor) -> Tensor:
-        """inside: (T, B, 1), 1 where a frame of x (T, B, C) is one of the utterance, else 0."""
-        mean = (x * inside).sum(dim=0) / inside.sum(dim=0).clamp(min=1)  # (B, C)
-        squeezed = torch.tanh(self.squeeze((mean - self.mean) * torch.rsqrt(self.variance + NORM_EPSILON)))
-        if self.training:
-            with torch.no_grad():
-                self.variance.lerp_((mean - self.mean).square().mean(dim=0), CONTEXT_MOMENTUM)
-                self.mean.lerp_(mean.mean(dim=0), CONTEXT_MOMENTUM)
-        return x * (2 * torch.sigmoid(self.excite(squeezed).float()))
 
 
 class Recurrence(nn.Module):

@@ -375,7 +375,7 @@ def _optimisers(config: TrainConfig, network: AcousticModel, student: Student | 
     """Return Muon for the weights of convolutions and recurrences, if it is asked for, and AdamW for all that it leaves."""
     gates = {"gru": 3, "lstm": 4}.get(config.model.cell, 1)
     parameters = dict(network.named_parameters())
-    matrices = {name: p for name, p in parameters.items() if p.dim() > 1 and name.startswith(("convs.", "layers."))}
+    matrices = {name: p for name, p in parameters.items() if p.dim() > 1 and not name.startswith("output.")}
     optimisers: list[torch.optim.Optimizer] = []
     if student is not None:
         parameters |= dict(student.foretelling.named_parameters("foretelling"))
@@ -746,8 +746,6 @@ def _update_average(run: Run) -> None:
     decay = min(run.config.ema_decay, (1 + run.progress.step) / (10 + run.progress.step)) if run.config.ema_decay else 0.0
     with torch.no_grad():
         torch._foreach_lerp_(list(run.average.parameters()), list(run.network.parameters()), 1 - decay)
-        for mean, latest in zip(run.average.buffers(), run.network.buffers(), strict=True):  # running means already
-            mean.copy_(latest)
 
 
 def _skip_step(run: Run, pieces: Sequence[Batch], *, loss: float, norm: float) -> None:

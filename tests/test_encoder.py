@@ -30,11 +30,6 @@ def _network(config: ModelConfig) -> AcousticModel:
     for layer in network.layers[config.num_layers - config.residual_layers :]:
         for weight in layer.parameters():
             torch.nn.init.normal_(weight, 0.0, 0.3)  # they start from zero
-    for weight in network.contexts.parameters():
-        torch.nn.init.normal_(weight, 0.0, 0.5)
-    for context in network.contexts:
-        context.mean.normal_(0.0, 0.3)
-        context.variance.uniform_(0.01, 0.3)
     return network
 
 
@@ -54,8 +49,7 @@ def test_every_network_gives_torchs_log_probs(
     cell: str, bidirectional: bool, subsampling: int, outputs_per_frame: int, num_sounds: int, residual: int
 ) -> None:
     rates = {"subsampling": subsampling, "outputs_per_frame": outputs_per_frame, "num_sounds": num_sounds}
-    context_size = 4 if bidirectional and residual else 0
-    config = dataclasses.replace(SMALL, cell=cell, bidirectional=bidirectional, residual_layers=residual, context_size=context_size, **rates)
+    config = dataclasses.replace(SMALL, cell=cell, bidirectional=bidirectional, residual_layers=residual, **rates)
     network = _network(config)
     features = _features((37, 1, 64, 8, 9, 2, 23), config.num_mels)
     results = run(pack(dataclasses.asdict(config), _weights(network)), features, num_threads=3)
@@ -82,10 +76,8 @@ def test_the_shipped_model_gives_torchs_log_probs_on_real_speech_from_the_front_
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
-@pytest.mark.parametrize("context_size", [0, 4])
-def test_an_utterance_gets_the_same_bits_alone_in_any_batch_and_with_any_number_of_threads(as_bytes: bool, context_size: int) -> None:
-    config = dataclasses.replace(SMALL, context_size=context_size)
-    network = pack(dataclasses.asdict(config), _weights(_network(config)), as_bytes=as_bytes)
+def test_an_utterance_gets_the_same_bits_alone_in_any_batch_and_with_any_number_of_threads(as_bytes: bool) -> None:
+    network = pack(dataclasses.asdict(SMALL), _weights(_network(SMALL)), as_bytes=as_bytes)
     features = _features((40, 3, 17, 90, 90, 1, 66, 5, 12), SMALL.num_mels)
     alone = [run(network, [x])[0] for x in features]
     for num_threads in (1, 2, 5):
@@ -145,7 +137,7 @@ def test_padding_and_empty_utterances_are_harmless() -> None:
     assert encode(padded[1:2], np.array([0]))[0].shape == (1, 0, log_probs.shape[2])
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 7}, {"num_layers": 3}, {"cell": "lstm"}, {"cell": "maths"}, {"bidirectional": False}, {"num_mels": 6}, {"subsampling": 8}, {"residual_layers": 2}, {"context_size": 3}])
+@pytest.mark.parametrize("change", [{"hidden_size": 7}, {"num_layers": 3}, {"cell": "lstm"}, {"cell": "maths"}, {"bidirectional": False}, {"num_mels": 6}, {"subsampling": 8}, {"residual_layers": 2}])
 def test_weights_that_do_not_fit_the_config_are_an_error(change: dict[str, object]) -> None:
     with pytest.raises((ValueError, KeyError)):
         pack(dataclasses.asdict(SMALL) | change, _weights(_network(SMALL)))

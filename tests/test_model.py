@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from asr.model import CELLS, AcousticModel, Context, ModelConfig, output_length, reversed_positions
+from asr.model import CELLS, AcousticModel, ModelConfig, output_length, reversed_positions
 
 
 def small_network(
@@ -26,11 +25,8 @@ def small_network(
         subsampling=subsampling,
         outputs_per_frame=outputs_per_frame,
         residual_layers=subsampling % 8 // 4,  # some of the networks have one
-        context_size=5 * (bidirectional and subsampling == 2),
     )
     network = AcousticModel(config)
-    for weight in network.contexts.parameters():
-        torch.nn.init.normal_(weight, 0.0, 0.5)  # they start as the identity
     if config.residual_layers:
         for weight in network.layers[-1].parameters():
             torch.nn.init.normal_(weight, 0.0, 0.3)  # it starts from zero
@@ -150,34 +146,11 @@ def test_residual_layers_start_from_zero_and_learn(cell: str, bidirectional: boo
     assert all(cell.weight_ih_l0.grad.abs().max() > 0 for layer in network.layers for cell in layer.children())
 
 
-def test_contexts_start_as_the_identity_and_learn() -> None:
-    config = ModelConfig(num_mels=10, num_layers=2, hidden_size=12, conv_channels=14, context_size=5, dropout=0.0)
-    network, plain = AcousticModel(config), AcousticModel(dataclasses.replace(config, context_size=0))
-    plain.load_state_dict({name: tensor for name, tensor in network.state_dict().items() if not name.startswith("contexts.")})
-    features, lengths = torch.randn(2, 40, 10), torch.tensor([40, 31])
-    log_probs, _ = network(features, lengths)
-    assert torch.allclose(log_probs, plain(features, lengths)[0], atol=1e-6)
-    log_probs[..., 1].sum().backward()
-    assert all(context.excite.weight.grad.abs().max() > 0 for context in network.contexts)
-
-
-def test_a_context_remembers_what_is_common_to_utterances_and_only_in_training() -> None:
-    context, inside = Context(3, 2), torch.ones(4, 1, 1)
-    generator = torch.Generator().manual_seed(0)
-    voices = 5 + 2 * torch.randn(1000, 3, generator=generator)
-    for voice in voices:
-        context(voice.expand(4, 1, 3), inside)
-    assert (context.mean - 5).abs().max() < 1 and (context.variance - 4).abs().max() < 2
-    before = context.mean.clone()
-    context.eval()(voices[:1].expand(4, 1, 3), inside)
-    assert torch.equal(context.mean, before)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
         {"cell": "qrnn"}, {"residual_layers": 3}, {"outputs_per_frame": 5}, {"subsampling": 3}, {"hidden_size": 0}, {"num_layers": -1},
-        {"vocabulary_size": 10**9}, {"dropout": 1.0}, {"context_size": -1}, {"context_size": 4, "bidirectional": False},
+        {"vocabulary_size": 10**9}, {"dropout": 1.0},
     ],
 )  # fmt: skip
 def test_settings_that_make_no_network_are_refused(wrong: dict[str, object]) -> None:

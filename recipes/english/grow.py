@@ -34,7 +34,7 @@ def widen(source: AcousticModel, network: AcousticModel) -> None:
     """Give `network` the weights of `source`, a GRU like it with fewer units (the aim of Chen et al. 2016, "Net2Net").
 
     The states of the new units are 0 until their weights change; the weights with which others read them stay as `network` has them, so
-    that there is a gradient. Layer norms and contexts are scaled for the zeros that they see, which is exact where the states' mean is 0.
+    that there is a gradient. Layer norms are scaled for the zeros that they see, which is exact where the states' mean is 0.
     """
     old, new = source.config.hidden_size, network.config.hidden_size
     weights = source.state_dict()
@@ -42,7 +42,7 @@ def widen(source: AcousticModel, network: AcousticModel) -> None:
     states = torch.cat([torch.arange(old) + new * direction for direction in range(2 if source.config.bidirectional else 1)])
     rows = torch.cat([torch.arange(old) + new * gate for gate in range(3)])
     scale = math.sqrt(old / new)
-    for name, parameter in network.state_dict().items():
+    for name, parameter in network.named_parameters():
         weight = weights[name]
         if parameter.shape == weight.shape:
             parameter.copy_(weight)
@@ -51,12 +51,8 @@ def widen(source: AcousticModel, network: AcousticModel) -> None:
                 weight = scale * weight
             parameter.fill_(weight.mean() if name.endswith("weight") else 0.0)
             parameter[states] = weight
-        elif name.startswith("output.") or "squeeze" in name:
+        elif name.startswith("output."):
             parameter[:, states] = weight
-        elif name.startswith("contexts."):
-            power = {"mean": 1, "variance": 2}.get(name.rpartition(".")[2], 0)
-            parameter.fill_(1.0 if power == 2 else 0.0)
-            parameter[states] = weight / scale**power
         elif "bias" in name:
             parameter[2 * new + old :] = 0  # the candidate of the new units
             parameter[rows] = weight

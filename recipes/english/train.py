@@ -52,7 +52,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--live", action="store_true", help="one-directional, features normalised by what was heard so far (see recipes/streaming)")
     parser.add_argument("--layers", type=int, default=7, help="recurrent layers, of which all after the third add to what they read (default: %(default)s)")
     parser.add_argument("--hidden-size", type=int, default=384, help="units of a layer in each direction (default: %(default)s)")
-    parser.add_argument("--context", type=int, default=96, help="units of the squeeze-and-excitation before each layer, 0: none, as with --live (default: %(default)s)")
     parser.add_argument("--init", default="", help="model folder to start from, its layers as many or fewer (default: from scratch)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the speech and of all that is drawn at random (default: %(default)s)")
     parser.add_argument("--cut-with", default="", help="model folder that finds the pauses at which longer utterances are cut (default: leave them whole)")
@@ -98,7 +97,6 @@ def main() -> None:
             num_layers=arguments.layers,
             residual_layers=max(arguments.layers - 3, 0),
             hidden_size=arguments.hidden_size,
-            context_size=0 if arguments.live else arguments.context,
         ),
         augment=augment,
         epochs=arguments.epochs,

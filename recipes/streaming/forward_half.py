@@ -20,9 +20,9 @@ def main() -> None:
     whole = load_network(folder)
     if not whole.config.bidirectional:
         raise SystemExit(f"{folder.path}: expected a bidirectional model, found {whole.config}")
-    network = AcousticModel(dataclasses.replace(whole.config, bidirectional=False, context_size=0))
+    network = AcousticModel(dataclasses.replace(whole.config, bidirectional=False))
     weights = whole.state_dict()
-    for name, tensor in network.state_dict().items():  # of what the backward cells and the whole utterance say, and of the inputs for it, nothing is left
+    for name, tensor in network.state_dict().items():  # of what the backward cells say, and of the inputs for it, nothing is left
         tensor.copy_(weights[name][tuple(slice(size) for size in tensor.shape)])
     features = FeatureConfig(normalisation="running")
     save_model_folder(arguments.out, network, features=features, vocabulary=folder.vocabulary, sounds=folder.sounds, info={}, card="")
